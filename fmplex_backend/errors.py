@@ -1,0 +1,63 @@
+"""Every error that FMplex raises on purpose; each carries the code that the wire shows.
+
+    FMplexError
+    ├── InvalidInput      the caller's request cannot be answered as it stands      INVALID_ARG
+    ├── NotFound          no such vFM, port or file                                 NOT_FOUND
+    │   └── Refused       it is there, but broken, and names what is wrong with it  NOT_FOUND
+    ├── Unavailable       try again later: loading, queue full, shutting down       UNAVAILABLE
+    ├── DeadlineExceeded  the row's deadline passed before it could run             CANCELLED
+    └── EngineFailure     the engine died or broke its contract                     INTERNAL
+
+Messages name the thing, the value and what would be right. Only ``model.py`` turns codes into Triton's.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+Code = Literal["INVALID_ARG", "NOT_FOUND", "UNAVAILABLE", "CANCELLED", "INTERNAL"]
+
+
+class FMplexError(Exception):
+    """Base of all of them; ``code`` is the name of a Triton error code."""
+
+    code: ClassVar[Code] = "INTERNAL"
+
+
+class InvalidInput(FMplexError):
+    """The request itself is wrong; sending it again cannot help."""
+
+    code = "INVALID_ARG"
+
+
+class NotFound(FMplexError):
+    """The vFM, port, file or column that was asked for does not exist."""
+
+    code = "NOT_FOUND"
+
+
+class Refused(NotFound):
+    """A vFM, bundle or physical FM whose files break a rule; the message says which and how to mend it."""
+
+
+class Unavailable(FMplexError):
+    """Nothing is wrong with the request; it may be sent again after a while."""
+
+    code = "UNAVAILABLE"
+
+
+class DeadlineExceeded(FMplexError):
+    """The deadline passed before the row was run; no forward pass was spent on it."""
+
+    code = "CANCELLED"
+
+
+class EngineFailure(FMplexError):
+    """An engine died, hung or answered something that is not an answer."""
+
+    code = "INTERNAL"
+
+
+BY_CODE: dict[str, type[FMplexError]] = {
+    cls.code: cls for cls in (InvalidInput, NotFound, Unavailable, DeadlineExceeded, EngineFailure)
+}

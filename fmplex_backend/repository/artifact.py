@@ -1,0 +1,126 @@
+"""``vfm.json``: what training writes beside a vFM's adapter and head, and the host reads back.
+
+An artifact is a version directory ``<vFM>/<N>/``, immutable once published::
+
+    vfm.json           this schema
+    adapter/           a PEFT checkpoint as PEFT writes it: adapter_config.json, adapter_model.safetensors
+    head.safetensors   ``weight`` [outputs, hidden], ``bias`` [outputs] (fp32), where the head is linear
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Kind = Literal["classification", "multi_label", "regression", "embedding", "token_classification"]
+Pooling = Literal["mean", "cls", "last", "none"]
+HeadType = Literal["linear", "identity", "transformers"]
+
+ARTIFACT_FILE = "vfm.json"
+HEAD_FILE = "head.safetensors"
+ADAPTER_DIR = "adapter"
+
+LABELLED: frozenset[str] = frozenset({"classification", "multi_label", "token_classification"})
+"""Kinds whose answers are labels by name."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneRef(_Strict):
+    """The backbone that the artifact was trained on; ``fingerprint`` decides, ``name`` is for people."""
+
+    name: str
+    fingerprint: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+class EncoderSpec(_Strict):
+    """The input side of a text vFM.
+
+    Applied to each text in this order: ``collapse_whitespace``, ``lowercase``, ``prefix``, tokenize, truncate.
+    """
+
+    max_length: Annotated[int | None, Field(ge=4)] = None
+    """Longest row in tokens, special tokens included; None is the backbone's own limit."""
+    truncation: bool = True
+    """Cut longer rows to ``max_length`` (longest of a pair first); if False they are an error."""
+    pair: bool = False
+    """Takes a second tensor, ``text_pair``."""
+    prefix: str = ""
+    lowercase: bool = False
+    collapse_whitespace: bool = False
+    max_bytes: Annotated[int, Field(ge=1, le=1 << 20)] = 65536
+    """Longest text in bytes of UTF-8; a longer one is an error whatever ``truncation`` says."""
+
+
+class Quality(_Strict):
+    """Measured on held-out rows when the artifact was made."""
+
+    metric: str
+    value: float
+    baseline_metric: str
+    """What the baseline is, e.g. ``majority label`` or ``mean of the training rows``."""
+    baseline: float
+    train_rows: int
+    test_rows: int
+    split: str
+    """How the held-out rows were chosen."""
+
+
+class Artifact(_Strict):
+    """The whole of ``vfm.json``."""
+
+    format: Literal[1] = 1
+    kind: Kind
+    backbone: BackboneRef
+    pooling: Pooling = "mean"
+    """``none`` keeps one vector per token."""
+    head: HeadType = "linear"
+    """``linear``: head.safetensors. ``identity``: the pooled vector itself (embeddings). ``transformers``: the head
+    of transformers' own ``…ForSequenceClassification`` or ``…ForTokenClassification`` class for this backbone, with
+    the parameters that PEFT saved in the adapter checkpoint (``modules_to_save``)."""
+    labels: tuple[str, ...] | None = None
+    """Names of the outputs, in order: labels, or for regression the targets."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Multi-label: a label is given when its probability reaches this."""
+    normalize: bool = False
+    """Embedding: scale to unit length."""
+    adapter: bool = False
+    """Whether ``adapter/`` belongs to the artifact."""
+    encoder: EncoderSpec = EncoderSpec()
+    quality: Quality | None = None
+    created: str | None = None
+    """ISO 8601 time."""
+    source: str | None = None
+    """Where the training data came from, for people."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Artifact:
+        if self.kind in LABELLED:
+            if not self.labels:
+                raise ValueError(f"kind {self.kind!r} needs 'labels', the names of its outputs")
+            if len(set(self.labels)) != len(self.labels):
+                raise ValueError("'labels' must be distinct")
+            if any(not label for label in self.labels):
+                raise ValueError("'labels' must not be empty strings")
+        if self.kind == "classification" and self.labels is not None and len(self.labels) < 2:
+            raise ValueError("kind 'classification' needs at least 2 labels")
+        if self.head == "identity" and self.kind != "embedding":
+            raise ValueError(f"head 'identity' is for embeddings, not for kind {self.kind!r}")
+        if self.head == "transformers":
+            if self.kind == "embedding":
+                raise ValueError("head 'transformers' classifies or regresses; embeddings use 'linear' or 'identity'")
+            if not self.adapter:
+                raise ValueError("head 'transformers' takes its parameters from adapter/, so 'adapter' must be true")
+        if self.kind == "token_classification":
+            if self.pooling != "none":
+                raise ValueError("kind 'token_classification' needs pooling 'none'")
+            if self.encoder.prefix or self.encoder.collapse_whitespace:
+                raise ValueError("token offsets need the text as it came: no 'prefix', no 'collapse_whitespace'")
+        elif self.pooling == "none" and self.kind != "embedding" and self.head != "transformers":
+            raise ValueError(f"kind {self.kind!r} needs pooling 'mean', 'cls' or 'last'")
+        if self.normalize and self.kind != "embedding":
+            raise ValueError("'normalize' is for embeddings")
+        return self

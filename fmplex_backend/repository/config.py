@@ -1,0 +1,234 @@
+"""``config.pbtxt``: the settings of a physical FM, and the port and policy of a vFM or bundle.
+
+Read and written with protobuf's own text format, never by hand. Every parameter is known and checked; one that is not
+known is an error, so that a misspelt ``wieght`` cannot pass for the default.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from google.protobuf import text_format
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from fmplex_backend.errors import Refused
+from fmplex_backend.repository.sockets import SOCKETS, output_name, parse_output_name
+
+CONFIG_FILE = "config.pbtxt"
+BACKEND = "fmplex"
+
+_Settings = TypeVar("_Settings", bound="_Parameters")
+
+
+class _Parameters(BaseModel):
+    """A set of ``parameters { key … value { string_value … } }``; Triton keeps every value as text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def parse(cls: type[_Settings], values: dict[str, str], owner: str) -> _Settings:
+        """Check ``values``; ``owner`` (e.g. ``vFM 'spam'``) opens the message of the `Refused` it raises."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise Refused(f"{owner}: {explain(error, cls, 'parameter')}") from None
+
+
+class FMSettings(_Parameters):
+    """Parameters of a physical FM (``backend: "fmplex"``)."""
+
+    backbone: Annotated[str, Field(min_length=1)]
+    """A folder, ``package:NAME==VERSION/FOLDER`` (weights that a package carries), or a hub name."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    ports: Annotated[int, Field(ge=1, le=16384)] = 1024
+    max_batch_rows: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Most rows in one batch of the engine."""
+    max_adapters: Annotated[int, Field(ge=1, le=65536)] = 1024
+    """Most adapters that an engine keeps at a time."""
+    max_adapter_rank: Annotated[int, Field(ge=1, le=1024)] = 64
+    engines: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*$")] = "cpu"
+    """Devices, comma-separated, one engine process each."""
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Compute threads of a CPU engine; 0 is every core the process may use."""
+    policy: Literal["fifo"] = "fifo"
+    """Scheduling policy."""
+
+
+class Policy(_Parameters):
+    """Parameters of a vFM: what its operator edits while it runs."""
+
+    weight: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = 1.0
+    """Share of the device relative to the other vFMs of the same physical FM."""
+    max_queue_size: Annotated[int, Field(ge=1, le=1_000_000)] = 512
+    """Rows that may wait; a request beyond it is answered UNAVAILABLE."""
+    timeout_ms: Annotated[float, Field(ge=0, le=86_400_000, allow_inf_nan=False)] = 0
+    """Rows that waited longer are answered with an error instead of being run; 0 is no limit."""
+
+
+class VfmConfig(BaseModel):
+    """What an ensemble's ``config.pbtxt`` says about a vFM, or about a bundle (several ports, no artifact)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    fm: str
+    """The physical FM that its step names."""
+    outputs: dict[str, tuple[int, str]]
+    """Ensemble output → (port, socket)."""
+    output_dims: dict[str, tuple[int, ...]]
+    """Ensemble output → its declared dims; -1 is any."""
+    inputs: frozenset[str]
+    """Tensors of the physical FM that the step feeds."""
+    policy: Policy
+    pinned_version: int | None = None
+    """From ``version_policy { specific { versions: … } }``; None serves the highest version."""
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """The distinct ports it asks, ascending."""
+        return tuple(sorted({port for port, _ in self.outputs.values()}))
+
+    @property
+    def is_bundle(self) -> bool:
+        """Whether it is an ensemble over several ports."""
+        return len(self.ports) > 1
+
+
+def explain(error: ValidationError, model: type[BaseModel], noun: str) -> str:
+    """A pydantic error in one line: the key, the value, and what would be right."""
+    parts = []
+    for item in error.errors():
+        key = ".".join(str(step) for step in item["loc"])
+        if item["type"] == "extra_forbidden":
+            parts.append(f"unknown {noun} '{key}'; known are {', '.join(model.model_fields)}")
+        elif item["type"] == "missing":
+            parts.append(f"{noun} '{key}' is missing")
+        elif not key:
+            parts.append(item["msg"].removeprefix("Value error, "))
+        else:
+            parts.append(f"{noun} '{key}' is {item['input']!r}: {item['msg'].removeprefix('Value error, ')}")
+    return "; ".join(parts)
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Parse one ``config.pbtxt``. Raises `Refused` with line and column where it is not valid protobuf text."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"{path.parent.name!r}: cannot read {path.name}: {error}") from None
+    try:
+        config = text_format.Parse(text, ModelConfig())
+    except text_format.ParseError as error:
+        raise Refused(f"{path.parent.name!r}: {path.name} is not a valid model configuration: {error}") from None
+    if config.name and config.name != path.parent.name:
+        raise Refused(f"{path.parent.name!r}: {path.name} says name {config.name!r}; leave it out or use the folder's")
+    return config
+
+
+def parameters_of(config: ModelConfig) -> dict[str, str]:
+    """The ``parameters`` map as plain text values."""
+    return {key: value.string_value for key, value in config.parameters.items()}
+
+
+def is_physical(config: ModelConfig) -> bool:
+    """Whether this is the configuration of a physical FM."""
+    return bool(config.backend == BACKEND)
+
+
+def fm_settings(name: str, config: ModelConfig) -> FMSettings:
+    """Settings of the physical FM ``name``. Raises `Refused`."""
+    return FMSettings.parse(parameters_of(config), f"physical FM {name!r}")
+
+
+def step_of(config: ModelConfig, physical: set[str]) -> Any | None:
+    """The one ensemble step that goes to a physical FM, or None where there is no such step.
+
+    Raises `Refused` for several: one vFM belongs to one physical FM.
+    """
+    steps = [step for step in config.ensemble_scheduling.step if step.model_name in physical]
+    if len(steps) > 1:
+        raise Refused("has several steps to physical FMs; one vFM or bundle has one")
+    return steps[0] if steps else None
+
+
+def vfm_config(name: str, config: ModelConfig, physical: set[str]) -> VfmConfig | None:
+    """What ``config`` says of the vFM or bundle ``name``; None where it is an ensemble that uses no physical FM.
+
+    Raises `Refused` where a mapped output is no socket, the same socket is mapped twice, a parameter is wrong, or the
+    version policy would serve more than one version (all versions of an ensemble share its port).
+    """
+    owner = f"vFM {name!r}"
+    try:
+        step = step_of(config, physical)
+    except Refused as error:
+        raise Refused(f"{owner}: {error}") from None
+    if step is None:
+        return None
+    outputs: dict[str, tuple[int, str]] = {}
+    for key, tensor in step.output_map.items():
+        socket = parse_output_name(key)
+        if socket is None:
+            raise Refused(
+                f"{owner}: output_map key {key!r} is no socket; use port<N>.<socket>, sockets are {', '.join(SOCKETS)}"
+            )
+        outputs[tensor] = socket
+    if not outputs:
+        raise Refused(f"{owner}: its step maps no output, so it has no port")
+    declared = {output.name: tuple(output.dims) for output in config.output}
+    policy = Policy.parse(parameters_of(config), owner)
+    return VfmConfig(
+        name=name,
+        fm=step.model_name,
+        outputs=outputs,
+        output_dims={tensor: declared[tensor] for tensor in outputs if tensor in declared},
+        inputs=frozenset(step.input_map),
+        policy=policy,
+        pinned_version=_pinned_version(owner, config),
+    )
+
+
+def _pinned_version(owner: str, config: ModelConfig) -> int | None:
+    choice = config.version_policy.WhichOneof("policy_choice")
+    if choice == "specific" and len(config.version_policy.specific.versions) == 1:
+        return int(config.version_policy.specific.versions[0])
+    if choice is None or (choice == "latest" and config.version_policy.latest.num_versions <= 1):
+        return None
+    raise Refused(
+        f"{owner}: version_policy serves several versions, but a vFM has one port and so one version at a time; "
+        "use latest { num_versions: 1 } or specific { versions: [ N ] }"
+    )
+
+
+def write_config(path: Path, config: ModelConfig, comment: str = "") -> None:
+    """Write ``config`` as protobuf text, with ``comment`` as leading ``#`` lines."""
+    lead = "".join(f"# {line}\n" for line in comment.splitlines())
+    path.write_text(lead + text_format.MessageToString(config), encoding="utf-8")
+
+
+def ensemble_config(
+    fm: str,
+    sockets: dict[str, tuple[int, str]],
+    dims: dict[str, list[int]],
+    *,
+    inputs: tuple[str, ...] = ("text",),
+    max_batch_size: int = 64,
+    parameters: dict[str, str] | None = None,
+) -> ModelConfig:
+    """Build the ensemble of a vFM or bundle.
+
+    ``sockets`` maps ensemble outputs to ``(port, socket)``, ``dims`` gives their declared dims.
+    """
+    config = ModelConfig(platform="ensemble", max_batch_size=max_batch_size)
+    for name in inputs:
+        config.input.add(name=name, data_type="TYPE_STRING", dims=[1])
+    step = config.ensemble_scheduling.step.add(model_name=fm, model_version=-1)
+    for name in inputs:
+        step.input_map[name] = name
+    for tensor, (port, socket) in sockets.items():
+        config.output.add(name=tensor, data_type=SOCKETS[socket].data_type, dims=dims[tensor])
+        step.output_map[output_name(port, socket)] = tensor
+    for key, value in (parameters or {}).items():
+        config.parameters[key].string_value = value
+    return config

@@ -1,0 +1,57 @@
+"""Ports and sockets: how an ensemble says which vFM it means.
+
+A physical FM declares, for each port *i*, one output per socket: ``port{i}.vector``, ``port{i}.scores`` and so on. The
+name of the output that a request asks for is the only constant that a Triton ensemble can hand to a step, so it
+carries the vFM's number (``docs/architecture.md``, "Ports").
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Socket:
+    """One typed output of every port. ``rank`` counts the dimensions after the batch dimension."""
+
+    name: str
+    data_type: str
+    rank: int
+    meaning: str
+
+    @property
+    def dims(self) -> list[int]:
+        """Triton ``dims`` of the declared output."""
+        return [1] if self.name == "info" else [-1] * self.rank
+
+
+SOCKETS: dict[str, Socket] = {
+    socket.name: socket
+    for socket in (
+        Socket("vector", "TYPE_FP32", 1, "one vector a row: logits, values or an embedding"),
+        Socket("scores", "TYPE_FP32", 1, "probabilities: per label, or per token that of its label"),
+        Socket("matrix", "TYPE_FP32", 2, "one matrix a row: logits or vectors per token"),
+        Socket("volume", "TYPE_FP32", 3, "one volume a row"),
+        Socket("text", "TYPE_STRING", 1, "labels by name"),
+        Socket("info", "TYPE_STRING", 1, "the answer's provenance, a JSON object"),
+    )
+}
+
+STATUS_OUTPUT = "status"
+"""Output of the physical FM that tells, as JSON, what is served and what was refused and why."""
+
+_NAME = re.compile(r"port(\d+)\.([a-z]+)")
+
+
+def output_name(port: int, socket: str) -> str:
+    """The physical FM's output for one socket of one port, e.g. ``port17.vector``."""
+    return f"port{port}.{socket}"
+
+
+def parse_output_name(name: str) -> tuple[int, str] | None:
+    """``(port, socket)`` of an output's name, or None where it is not the name of a socket."""
+    match = _NAME.fullmatch(name)
+    if match is None or match[2] not in SOCKETS:
+        return None
+    return int(match[1]), match[2]
