@@ -1,0 +1,1 @@
+"""Adapters inside the backbone, many at a time."""

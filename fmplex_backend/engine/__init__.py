@@ -1,0 +1,1 @@
+"""The engine: a child process of the host that owns a device and runs batches with torch."""

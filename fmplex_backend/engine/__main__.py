@@ -1,0 +1,83 @@
+"""The engine's process: ``python -m fmplex_backend.engine FD DEVICE SETTINGS``, started by the host.
+
+FD is a socket to the host, SETTINGS the physical FM's settings as JSON. Ends when the host closes the socket, dies, or
+interrupts it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from multiprocessing.connection import Connection
+
+from fmplex_backend.messages import (
+    DropGeneration,
+    EngineFailed,
+    EngineReady,
+    GenerationDropped,
+    LoadGeneration,
+    RunBatch,
+)
+from fmplex_backend.repository.config import FMSettings
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when the thread that started it ends: no engine outlives its host."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the host died before the engine was up")
+
+
+def serve(connection: Connection, device: str, settings: FMSettings, started: float) -> None:
+    """Load the backbone, then answer messages until the socket closes."""
+    try:
+        worker = _make_worker(device, settings)
+    except Exception as error:
+        connection.send(EngineFailed(str(error) or type(error).__name__))
+        return
+    connection.send(EngineReady(worker.backbone.facts, os.getpid(), time.time() - started))
+    while True:
+        try:
+            message = connection.recv()
+        except EOFError:
+            return
+        match message:
+            case RunBatch():
+                connection.send(worker.run(message))
+            case LoadGeneration():
+                connection.send(worker.load(message))
+            case DropGeneration():
+                worker.drop(message.generation)
+                connection.send(GenerationDropped(message.generation))
+
+
+def _make_worker(device: str, settings: FMSettings):  # type: ignore[no-untyped-def]
+    # Imported here: torch takes seconds, and a bad start must be told to the host, not to stderr.
+    import torch
+
+    from fmplex_backend.backbones.text import TextBackbone
+    from fmplex_backend.engine.worker import Worker
+
+    if device == "cpu":
+        torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+    return Worker(TextBackbone(settings.backbone, settings.dtype, device), device, settings.max_adapters)
+
+
+def main() -> None:
+    """Entry point."""
+    started = time.time()
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the host ends us in order
+    fd, device, settings = sys.argv[1:]
+    with Connection(int(fd)) as connection:
+        serve(connection, device, FMSettings.model_validate_json(settings), started)
+
+
+if __name__ == "__main__":
+    main()

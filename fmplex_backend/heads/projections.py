@@ -1,0 +1,126 @@
+"""From features to a vFM's raw outputs: logits, values or an embedding, before they are named and scored."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fmplex_backend.backbones.base import Features
+from fmplex_backend.errors import Refused
+from fmplex_backend.repository.artifact import Artifact
+
+
+class Projection(ABC):
+    """The last layers of one vFM."""
+
+    @abstractmethod
+    def __call__(self, features: Features, rows: Tensor) -> Tensor:
+        """Raw outputs, fp32, of ``rows`` of the batch: [rows, outputs], or [rows, t, outputs] without pooling."""
+
+
+@dataclass(frozen=True)
+class Linear(Projection):
+    """``weight · pooled + bias``; ``weight`` is None for the pooled vector itself."""
+
+    pooling: str
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def __call__(self, features: Features, rows: Tensor) -> Tensor:
+        """See `Projection`."""
+        pooled = features.hidden.float() if self.pooling == "none" else features.pooled(self.pooling)
+        x = pooled[rows]
+        return x if self.weight is None else nn.functional.linear(x, self.weight, self.bias)
+
+
+class TransformersHead(Projection):
+    """The head of transformers' own task class, run by that class itself.
+
+    The class is built around a stand-in that hands it the hidden states which the shared backbone has already made, so
+    whatever the class does with them (pooler, dense and tanh, last token) is done by its own code.
+    """
+
+    def __init__(self, model: nn.Module, prefix: str) -> None:
+        self._stand_in = _StandIn()
+        setattr(model, prefix, self._stand_in)
+        self._model = model
+
+    def __call__(self, features: Features, rows: Tensor) -> Tensor:
+        """See `Projection`."""
+        pooler = features.pooler_output
+        self._stand_in.output = _output(features.hidden[rows].float(), None if pooler is None else pooler[rows].float())
+        inputs = {name: tensor[rows] for name, tensor in features.inputs.items()}
+        logits: Tensor = self._model(**inputs).logits
+        return logits.float()
+
+
+def _output(hidden: Tensor, pooler_output: Tensor | None) -> Any:
+    from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+
+    if pooler_output is None:
+        return BaseModelOutputWithPast(last_hidden_state=hidden)
+    return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooler_output)
+
+
+class _StandIn(nn.Module):
+    """Takes the backbone's place in a task class and returns what it was given."""
+
+    output: Any = None
+
+    def forward(self, *_args: Any, **_kwargs: Any) -> Any:
+        return self.output
+
+
+def linear(artifact: Artifact, parameters: Mapping[str, Tensor]) -> Linear:
+    """The projection of heads ``linear`` and ``identity``."""
+    return Linear(artifact.pooling, parameters.get("weight"), parameters.get("bias"))
+
+
+def transformers_head(artifact: Artifact, parameters: Mapping[str, Tensor], backbone: Any) -> TransformersHead:
+    """Build the head of ``backbone``'s task class from the parameters of the checkpoint. Raises `Refused`.
+
+    A parameter of the head that the checkpoint lacks would be random, one that the class lacks would be ignored: both
+    are refused.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+    auto = (
+        AutoModelForTokenClassification
+        if artifact.kind == "token_classification"
+        else AutoModelForSequenceClassification
+    )
+    config = backbone.config.__class__.from_dict(backbone.config.to_dict())  # type: ignore[union-attr]
+    config.num_labels = len(artifact.labels or ("value",))
+    try:
+        with torch.device("meta"):
+            model = auto.from_config(config)
+    except ValueError as error:
+        raise Refused(f"transformers has no task class for backbone {config.model_type!r}: {error}") from None
+    prefix = model.base_model_prefix
+    if getattr(backbone, "pooler", None) is None and getattr(getattr(model, prefix), "pooler", None) is not None:
+        raise Refused(f"{type(model).__name__} reads the backbone's pooler, for which this backbone has no weights")
+    own = {name: tuple(p.shape) for name, p in model.named_parameters() if not name.startswith(f"{prefix}.")}
+    given = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
+    if own != given:
+        raise Refused(_difference(type(model).__name__, own, given))
+    setattr(model, prefix, nn.Identity())
+    if buffer := next((name for name, _ in model.named_buffers()), None):
+        raise Refused(f"{type(model).__name__}'s head has a buffer, {buffer!r}, which no checkpoint carries")
+    model = model.to_empty(device="cpu").float()
+    model.load_state_dict(dict(parameters), strict=True)
+    device = next(backbone.parameters()).device
+    return TransformersHead(model.eval().requires_grad_(False).to(device), prefix)
+
+
+def _difference(name: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    if missing := sorted(own.keys() - given.keys()):
+        return f"the checkpoint lacks {missing[0]!r}, a parameter of {name}'s head; save it by modules_to_save"
+    if extra := sorted(given.keys() - own.keys()):
+        return f"the checkpoint has {extra[0]!r}, which {name}'s head does not have ({', '.join(sorted(own))})"
+    wrong = min(key for key in own if own[key] != given[key])
+    return f"{wrong!r} has shape {list(given[wrong])}; with this backbone and these labels it is {list(own[wrong])}"

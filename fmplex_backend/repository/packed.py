@@ -1,0 +1,117 @@
+"""A vFM's version read once, checked whole, and packed into one private file that engines load from.
+
+Packing has two reasons. What was checked is what is loaded, however the vFM's folder changes meanwhile; and an engine
+that starts anew gets every live generation back without another look at folders that may be gone.
+
+The file is safetensors; tensors are named ``lora_A/<layer>``, ``lora_B/<layer>``, ``bias_delta/<layer>``,
+``bias/<module>`` and ``head/<parameter>``, and the header carries ``vfm.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+from safetensors.numpy import save_file
+
+from fmplex_backend.arrays import Array
+from fmplex_backend.backbones.facts import BackboneFacts
+from fmplex_backend.errors import Refused
+from fmplex_backend.repository.artifact import ADAPTER_DIR, ARTIFACT_FILE, HEAD_FILE, Artifact
+from fmplex_backend.repository.config import explain
+from fmplex_backend.repository.peft_checkpoint import LoraWeights, read_checkpoint
+from fmplex_backend.repository.safe_files import read_json, read_tensors
+
+
+@dataclass(frozen=True)
+class VersionContent:
+    """Everything a version directory says, checked against the backbone."""
+
+    artifact: Artifact
+    adapter: LoraWeights | None
+    head: dict[str, Array]
+    """``linear``: ``weight`` [outputs, hidden] and ``bias`` [outputs]; ``transformers``: by transformers' names."""
+    width: int
+    """Outputs of the head: labels, targets, or the embedding's dimensions."""
+
+
+def read_artifact(version_dir: Path, root: Path) -> Artifact:
+    """``vfm.json`` alone. Raises `Refused`."""
+    try:
+        return Artifact.model_validate(read_json(version_dir / ARTIFACT_FILE, root))
+    except ValidationError as error:
+        raise Refused(f"{ARTIFACT_FILE}: {explain(error, Artifact, 'key')}") from None
+
+
+def read_version(version_dir: Path, root: Path, facts: BackboneFacts, max_rank: int) -> VersionContent:
+    """Read and check one version of the vFM in ``root``. Raises `Refused`; reads nothing outside ``root``."""
+    artifact = read_artifact(version_dir, root)
+    if artifact.backbone.fingerprint != facts.fingerprint:
+        raise Refused(
+            f"trained on backbone {artifact.backbone.name!r} ({artifact.backbone.fingerprint[:19]}…), but the physical "
+            f"FM runs {facts.spec!r} ({facts.fingerprint[:19]}…); train it again with `fmplex task train`"
+        )
+    limit = artifact.encoder.max_length
+    if limit is not None and limit > facts.max_length:
+        raise Refused(f"encoder.max_length {limit} exceeds the backbone's {facts.max_length} tokens")
+    adapter = read_checkpoint(version_dir / ADAPTER_DIR, root, facts, max_rank) if artifact.adapter else None
+    if artifact.head == "transformers" and adapter is not None:
+        return VersionContent(artifact, adapter, adapter.head, len(artifact.labels or ("value",)))
+    if adapter is not None and adapter.head:
+        raise Refused(f"adapter/ brings a head of its own ({min(adapter.head)!r}), so 'head' must be 'transformers'")
+    if artifact.head == "identity":
+        return VersionContent(artifact, adapter, {}, facts.hidden_size)
+    head = read_tensors(version_dir / HEAD_FILE, root)
+    return VersionContent(artifact, adapter, head, _check_linear(head, artifact, facts))
+
+
+def _check_linear(head: dict[str, Array], artifact: Artifact, facts: BackboneFacts) -> int:
+    if "weight" not in head or not head.keys() <= {"weight", "bias"}:
+        raise Refused(f"{HEAD_FILE}: holds {sorted(head)}; a linear head is 'weight' and, if it has one, 'bias'")
+    weight = head["weight"]
+    if weight.ndim != 2 or weight.shape[1] != facts.hidden_size:
+        raise Refused(f"{HEAD_FILE}: weight has shape {list(weight.shape)}; it is [outputs, {facts.hidden_size}]")
+    width = int(weight.shape[0])
+    if artifact.labels is not None and len(artifact.labels) != width:
+        raise Refused(
+            f"{HEAD_FILE}: weight has {width} outputs, but {ARTIFACT_FILE} names {len(artifact.labels)} labels"
+        )
+    if "bias" in head and head["bias"].shape != (width,):
+        raise Refused(f"{HEAD_FILE}: bias has shape {list(head['bias'].shape)}; it is [{width}]")
+    return width
+
+
+def pack(content: VersionContent, path: Path) -> None:
+    """Write ``content`` to ``path``, whole or not at all."""
+    tensors = {f"head/{name}": array for name, array in content.head.items()}
+    if (adapter := content.adapter) is not None:
+        for kind, table in (
+            ("lora_A", adapter.a),
+            ("lora_B", adapter.b),
+            ("bias_delta", adapter.bias_delta),
+            ("bias", adapter.bias),
+        ):
+            tensors |= {f"{kind}/{name}": array for name, array in table.items()}
+    partial = path.with_suffix(".partial")
+    contiguous = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in tensors.items()}
+    save_file(contiguous, partial, metadata={"artifact": content.artifact.model_dump_json()})
+    os.replace(partial, path)
+
+
+def signature(folder: Path) -> str:
+    """A digest of names, sizes and times of every file under ``folder``: changes when anything in it does."""
+    digest = hashlib.blake2b(digest_size=16)
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            try:
+                stat = os.stat(os.path.join(parent, name))
+            except OSError:
+                digest.update(f"{parent}/{name}?".encode())
+                continue
+            digest.update(f"{parent}/{name}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}".encode())
+    return digest.hexdigest()
