@@ -1,0 +1,1 @@
+"""The input side of a vFM: from the wire's tensors to rows for the backbone. No torch."""

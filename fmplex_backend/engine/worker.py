@@ -69,7 +69,7 @@ class Worker:
         """What each module's output gains: LoRA's own bias, and a trained bias less the backbone's."""
         delta = dict(tables["bias_delta"])
         for name, bias in tables["bias"].items():
-            own = self.backbone.model.get_submodule(name).bias.detach().float().cpu()  # type: ignore[union-attr,operator]
+            own = self.backbone.model.get_submodule(name).bias.detach().float().cpu()  # type: ignore[operator]
             delta[name] = delta.get(name, torch.zeros_like(bias)) + (bias - own)
         return {name: tensor for name, tensor in delta.items() if tensor.any()}
 

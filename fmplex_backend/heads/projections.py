@@ -94,7 +94,7 @@ def transformers_head(artifact: Artifact, parameters: Mapping[str, Tensor], back
         if artifact.kind == "token_classification"
         else AutoModelForSequenceClassification
     )
-    config = backbone.config.__class__.from_dict(backbone.config.to_dict())  # type: ignore[union-attr]
+    config = backbone.config.__class__.from_dict(backbone.config.to_dict())
     config.num_labels = len(artifact.labels or ("value",))
     try:
         with torch.device("meta"):

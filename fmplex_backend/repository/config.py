@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from google.protobuf import text_format
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from tritonclient.grpc.model_config_pb2 import ModelConfig
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from fmplex_backend.errors import Refused
 from fmplex_backend.repository.sockets import SOCKETS, output_name, parse_output_name
@@ -81,6 +81,7 @@ class VfmConfig(BaseModel):
     """Ensemble output → its declared dims; -1 is any."""
     inputs: frozenset[str]
     """Tensors of the physical FM that the step feeds."""
+    max_batch_size: int
     policy: Policy
     pinned_version: int | None = None
     """From ``version_policy { specific { versions: … } }``; None serves the highest version."""
@@ -177,6 +178,7 @@ def vfm_config(name: str, config: ModelConfig, physical: set[str]) -> VfmConfig 
     if not outputs:
         raise Refused(f"{owner}: its step maps no output, so it has no port")
     declared = {output.name: tuple(output.dims) for output in config.output}
+    _check_tensors(owner, config, outputs)
     policy = Policy.parse(parameters_of(config), owner)
     return VfmConfig(
         name=name,
@@ -184,9 +186,23 @@ def vfm_config(name: str, config: ModelConfig, physical: set[str]) -> VfmConfig 
         outputs=outputs,
         output_dims={tensor: declared[tensor] for tensor in outputs if tensor in declared},
         inputs=frozenset(step.input_map),
+        max_batch_size=config.max_batch_size,
         policy=policy,
         pinned_version=_pinned_version(owner, config),
     )
+
+
+def _check_tensors(owner: str, config: ModelConfig, outputs: dict[str, tuple[int, str]]) -> None:
+    """What Triton would refuse at load, or worse, pass on: types, names and the batch dimension."""
+    if config.max_batch_size < 1:
+        raise Refused(f"{owner}: max_batch_size is {config.max_batch_size}; it is at least 1")
+    for output in config.output:
+        if output.name not in outputs:
+            continue
+        wanted = SOCKETS[outputs[output.name][1]].data_type
+        if DataType.Name(output.data_type) != wanted:
+            actual = DataType.Name(output.data_type)
+            raise Refused(f"{owner}: output {output.name!r} is {actual}, its socket gives {wanted}")
 
 
 def _pinned_version(owner: str, config: ModelConfig) -> int | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
 from fmplex_backend.errors import NotFound, Refused
 from fmplex_backend.repository.artifact import Kind, Pooling
 from fmplex_backend.repository.config import CONFIG_FILE, is_physical, read_config
@@ -71,6 +73,12 @@ def physical_fms(repository: Path) -> list[str]:
     return found
 
 
+def ports_of(config: ModelConfig, fm: str) -> frozenset[int]:
+    """Ports of ``fm`` that an ensemble maps, whatever else may be wrong with it."""
+    keys = (key for step in config.ensemble_scheduling.step if step.model_name == fm for key in step.output_map)
+    return frozenset(socket[0] for key in keys if (socket := parse_output_name(key)) is not None)
+
+
 def ports_in_use(repository: Path, fm: str) -> dict[int, list[str]]:
     """Port of ``fm`` → names of the ensembles that map it, readable or broken elsewhere alike."""
     used: dict[int, list[str]] = {}
@@ -79,12 +87,8 @@ def ports_in_use(repository: Path, fm: str) -> dict[int, list[str]]:
             config = read_config(path / CONFIG_FILE)
         except Refused:
             continue
-        for step in config.ensemble_scheduling.step:
-            if step.model_name != fm:
-                continue
-            parsed = (parse_output_name(key) for key in step.output_map)
-            for port in {socket[0] for socket in parsed if socket is not None}:
-                used.setdefault(port, []).append(name)
+        for port in ports_of(config, fm):
+            used.setdefault(port, []).append(name)
     return used
 
 

@@ -1,0 +1,1 @@
+"""Scheduling: which rows of which vFMs run together next. Pure decisions behind `interface.Queue`."""

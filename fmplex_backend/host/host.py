@@ -1,0 +1,134 @@
+"""The FM host: one physical FM's queue, engines, repository watch and replies, without torch and without Triton."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmplex_backend.encoders.text import TextEncoder
+from fmplex_backend.errors import EngineFailure, FMplexError
+from fmplex_backend.host.dispatcher import Dispatcher
+from fmplex_backend.host.engine_process import EngineProcess
+from fmplex_backend.host.intake import Intake, is_status
+from fmplex_backend.host.registry import Registry
+from fmplex_backend.host.requests import Ask, Pending, Reply
+from fmplex_backend.repository.config import CONFIG_FILE, FMSettings, fm_settings, read_config
+from fmplex_backend.repository.sockets import STATUS_OUTPUT
+from fmplex_backend.scheduling.fifo import FifoQueue
+
+SCAN_SECONDS = 0.25
+SENDERS = 2
+"""Threads that reply. Sending blocks for a round trip to tritonserver; two carry 5,000 replies/s, four no more."""
+
+
+class FMHost:
+    """See the module. Start it, give it requests by `ask`, stop it."""
+
+    def __init__(
+        self, repository: Path, fm: str, log: Callable[[str], None], *, settings: FMSettings | None = None
+    ) -> None:
+        """``settings`` are read from the physical FM's ``config.pbtxt`` unless given. Raises `Refused`."""
+        self.fm = fm
+        self._repository = repository
+        self._log = log
+        self.settings = settings or fm_settings(fm, read_config(repository / fm / CONFIG_FILE))
+        self._work_dir = Path(tempfile.mkdtemp(prefix=f"fmplex-{fm}-"))
+        engines = [EngineProcess(device, self.settings) for device in self.settings.engines.split(",")]
+        self._replies: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._dispatcher = Dispatcher(FifoQueue(self.settings.max_batch_rows), engines, self._finished, log)
+        self._threads: list[threading.Thread] = []
+        self._stop = threading.Event()
+        self._started = time.time()
+
+    def start(self) -> None:
+        """Start the engines, load every vFM of the repository, then follow it. Raises `FMplexError`."""
+        try:
+            self.facts = self._dispatcher.start()
+        except FMplexError as error:
+            shutil.rmtree(self._work_dir, ignore_errors=True)
+            raise EngineFailure(f"physical FM {self.fm!r}: {error}") from None
+        self.registry = Registry(
+            self._repository, self.fm, self.settings, self.facts, self._dispatcher, self._work_dir, self._log
+        )
+        self._intake = Intake(self.fm, TextEncoder(self.facts), self.registry, self._dispatcher)
+        self.registry.scan(settled=True)
+        targets = [self._watch] + [self._send] * SENDERS
+        self._threads = [threading.Thread(target=target, name=target.__name__) for target in targets]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Answer what waits, end the engines, join every thread, leave no file."""
+        self._stop.set()
+        self._dispatcher.stop()
+        for _ in range(SENDERS):
+            self._replies.put(None)
+        for thread in self._threads:
+            thread.join()
+        shutil.rmtree(self._work_dir, ignore_errors=True)
+
+    def ask(self, ask: Ask) -> None:
+        """Take a request; its one reply goes to ``ask.respond``, from another thread. Never raises."""
+        try:
+            if is_status(ask):
+                status = json.dumps(self.status()).encode()
+                rows = len(next(iter(ask.inputs.values()), [b""]))
+                self._reply(ask, {STATUS_OUTPUT: np.array([[status]] * rows, dtype=object)})
+            else:
+                self._intake.take(ask)
+        except FMplexError as error:
+            self._reply(ask, error)
+        except Exception as error:  # a defect of ours: the client must not wait for ever
+            self._log(f"defect: {type(error).__name__}: {error}")
+            self._reply(ask, EngineFailure(f"internal error: {type(error).__name__}: {error}"))
+
+    def status(self) -> dict[str, Any]:
+        """What is served, and what was refused and why; plain data."""
+        return {
+            "fm": self.fm,
+            "backbone": self.facts.spec,
+            "fingerprint": self.facts.fingerprint,
+            "settings": self.settings.model_dump(),
+            "host_pid": os.getpid(),
+            "engine_pids": self._dispatcher.engine_pids,
+            "uptime_s": round(time.time() - self._started, 1),
+            "vfms": self.registry.status(),
+        }
+
+    def _finished(self, request: Pending) -> None:
+        self._replies.put(lambda: self._deliver(request))
+
+    def _deliver(self, request: Pending) -> None:
+        try:
+            reply = request.reply()
+        except Exception as error:
+            self._log(f"defect: cannot put a reply together: {type(error).__name__}: {error}")
+            reply = EngineFailure(f"internal error: {type(error).__name__}: {error}")
+        request.ask.respond(reply)
+
+    def _reply(self, ask: Ask, reply: Reply) -> None:
+        self._replies.put(lambda: ask.respond(reply))
+
+    def _send(self) -> None:
+        while (reply := self._replies.get()) is not None:
+            try:
+                reply()
+            except Exception as error:  # one client's reply must not end the thread that serves all
+                self._log(f"cannot send a reply: {type(error).__name__}: {error}")
+
+    def _watch(self) -> None:
+        while not self._stop.wait(SCAN_SECONDS):
+            try:
+                self.registry.scan()
+            except Exception as error:  # e.g. the repository is not mounted for a moment: keep what is served
+                self._log(f"cannot read the repository: {type(error).__name__}: {error}")

@@ -1,0 +1,107 @@
+"""From a client's request to rows in the queue: find the vFMs, check the tensors, tokenize, submit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from fmplex_backend.arrays import Array
+from fmplex_backend.encoders.text import TextEncoder
+from fmplex_backend.errors import InvalidInput, NotFound, Unavailable
+from fmplex_backend.host.dispatcher import Dispatcher
+from fmplex_backend.host.registry import Registry
+from fmplex_backend.host.requests import Ask, Member, Pending, RowTask
+from fmplex_backend.host.routes import Blocked, Serving
+from fmplex_backend.repository.sockets import STATUS_OUTPUT, parse_output_name
+from fmplex_backend.scheduling.interface import QueueFull, Row
+
+
+class Intake:
+    """Takes requests of one physical FM. ``take`` may be called from any thread."""
+
+    def __init__(self, fm: str, encoder: TextEncoder, registry: Registry, dispatcher: Dispatcher) -> None:
+        self._fm, self._encoder, self._registry, self._dispatcher = fm, encoder, registry, dispatcher
+
+    def take(self, ask: Ask) -> None:
+        """Queue the rows of ``ask``, all or none. Raises `FMplexError`, then nothing was queued."""
+        wanted = self._wanted(ask.outputs)
+        while True:
+            serving = {port: self._serving(port) for port in wanted}
+            request = Pending(ask, [])
+            rows = [self._rows(request, port, serving[port], sockets) for port, sockets in wanted.items()]
+            try:
+                if self._dispatcher.submit(request, rows):
+                    return
+            except QueueFull as full:
+                raise Unavailable(f"{full}; retry in 100 ms") from None
+            # A generation was swapped or removed between routing and queueing: route again.
+
+    def _wanted(self, outputs: frozenset[str]) -> dict[int, frozenset[str]]:
+        """Port → sockets that are asked of it."""
+        wanted: dict[int, set[str]] = {}
+        for name in outputs:
+            parsed = parse_output_name(name)
+            if parsed is not None:
+                wanted.setdefault(parsed[0], set()).add(parsed[1])
+        if STATUS_OUTPUT in outputs:
+            raise InvalidInput(
+                f"{self._fm!r} is a physical FM: ask for its output {STATUS_OUTPUT!r} alone, or for a vFM by its own "
+                "name"
+            )
+        if not wanted:
+            raise InvalidInput(f"{self._fm!r} is a physical FM: ask for a vFM by its own name")
+        return {port: frozenset(sockets) for port, sockets in sorted(wanted.items())}
+
+    def _serving(self, port: int) -> Serving:
+        route = self._registry.routes.get(port)
+        if route is None:
+            raise NotFound(f"port {port} of physical FM {self._fm!r} has no vFM")
+        if isinstance(route, Blocked):
+            raise route.error
+        return route
+
+    def _rows(self, request: Pending, port: int, serving: Serving, sockets: frozenset[str]) -> list[Row]:
+        """The rows of one member of the request. Raises `InvalidInput` opened by the vFM's name."""
+        generation = serving.generation
+        try:
+            if missing := sockets - generation.sockets:
+                kind = generation.artifact.kind
+                raise InvalidInput(f"kind {kind!r} does not fill socket {min(missing)!r}")
+            texts, pairs = _texts(request.ask.inputs)
+            encoded = self._encoder.encode(generation.artifact.encoder, texts, pairs)
+        except InvalidInput as error:
+            raise InvalidInput(f"vFM {generation.vfm!r}: {error}") from None
+        member = Member(generation, port, sockets, [None] * len(encoded))
+        request.members.append(member)
+        deadline = _deadline(request.ask.timeout, serving.policy.timeout_ms)
+        return [
+            Row(generation.vfm, row.size, RowTask(request, member, position, row), deadline)
+            for position, row in enumerate(encoded)
+        ]
+
+
+def _texts(inputs: Mapping[str, Array]) -> tuple[list[bytes], list[bytes] | None]:
+    """``text`` and ``text_pair`` as lists of bytes, a row each. Raises `InvalidInput`."""
+    if "text" not in inputs:
+        raise InvalidInput("input 'text' is missing")
+    columns = {}
+    for name, array in inputs.items():
+        if array.ndim != 2 or array.shape[1] != 1:
+            raise InvalidInput(f"input {name!r} has shape {list(array.shape)}; it is [rows, 1]")
+        columns[name] = [bytes(value) if not isinstance(value, str) else value.encode() for value in array[:, 0]]
+    rows = {name: len(column) for name, column in columns.items()}
+    if not columns["text"]:
+        raise InvalidInput("input 'text' has no rows")
+    if len(set(rows.values())) != 1:
+        raise InvalidInput(f"inputs differ in rows: {rows}")
+    return columns["text"], columns.get("text_pair")
+
+
+def _deadline(timeout: float | None, policy_ms: float) -> float | None:
+    limits = [limit for limit in (timeout, policy_ms / 1e3) if limit]
+    return time.monotonic() + min(limits) if limits else None
+
+
+def is_status(ask: Ask) -> bool:
+    """Whether ``ask`` is for the physical FM's own status and nothing else."""
+    return ask.outputs == {STATUS_OUTPUT}

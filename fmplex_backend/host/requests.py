@@ -1,0 +1,122 @@
+"""A client's request on its way through the host, free of Triton's types."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fmplex_backend.arrays import Array
+from fmplex_backend.encoders.text import EncodedRow
+from fmplex_backend.errors import FMplexError
+from fmplex_backend.repository.sockets import output_name
+from fmplex_backend.scheduling.interface import Row
+
+if TYPE_CHECKING:
+    from fmplex_backend.host.generations import Generation
+
+Reply = Mapping[str, Array] | FMplexError
+"""Answers by output name, or the error instead of them."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What came in: copied out of Triton's buffers, which are gone once ``execute`` returns."""
+
+    outputs: frozenset[str]
+    """Names of the physical FM's outputs that are asked for."""
+    inputs: Mapping[str, Array]
+    """Input name → object array [rows, 1] of bytes."""
+    respond: Callable[[Reply], None]
+    """Sends the one reply; called exactly once, from any thread."""
+    request_id: str = ""
+    timeout: float | None = None
+    """Seconds that the client gives it."""
+
+
+@dataclass(eq=False)
+class Member:
+    """The part of a request that one vFM answers; a bundle's request has several."""
+
+    generation: Generation
+    port: int
+    sockets: frozenset[str]
+    answers: list[RowAnswer | None]
+
+
+@dataclass(frozen=True)
+class RowAnswer:
+    """One row's answers, as a place in its batch's columns."""
+
+    columns: Mapping[str, Any]
+    index: int
+    provenance: Mapping[str, Any]
+
+
+@dataclass(eq=False)
+class RowTask:
+    """What a scheduled row stands for: the payload of `Row`."""
+
+    request: Pending
+    member: Member
+    position: int
+    encoded: EncodedRow
+    deaths: int = 0
+    """Engines that died while they ran it."""
+
+
+@dataclass(eq=False)
+class Pending:
+    """A request whose rows are under way. Changed only under the dispatcher's lock."""
+
+    ask: Ask
+    members: list[Member]
+    rows: list[Row] = field(default_factory=list)
+    remaining: int = 0
+    error: FMplexError | None = None
+    arrived: float = field(default_factory=time.monotonic)
+
+    def answer(self, task: RowTask, answer: RowAnswer) -> bool:
+        """Note one row's answer; True when it was the last and the reply can be made."""
+        task.member.answers[task.position] = answer
+        self.remaining -= 1
+        return self.remaining == 0 and self.error is None
+
+    def fail(self, error: FMplexError) -> bool:
+        """Note that the request fails; True the first time, when the reply can be made."""
+        first = self.error is None
+        self.error = self.error or error
+        return first
+
+    def reply(self) -> Reply:
+        """Put the rows' answers together: output name → [rows, …], shorter rows padded with 0 or an empty text."""
+        if self.error is not None:
+            return self.error
+        return {
+            output_name(member.port, socket): _assemble(member, socket)
+            for member in self.members
+            for socket in member.sockets
+        }
+
+
+def _assemble(member: Member, socket: str) -> Array:
+    answers = [answer for answer in member.answers if answer is not None]
+    if socket == "info":
+        return np.array([[json.dumps(a.provenance).encode()] for a in answers], dtype=object)
+    values = [answer.columns[socket][answer.index] for answer in answers]
+    if socket == "text":
+        width = max(1, *(len(v) for v in values)) if values else 1
+        rows = [[label.encode() for label in v] + [b""] * (width - len(v)) for v in values]
+        return np.array(rows, dtype=object).reshape(len(rows), width)
+    longest = max(len(v) for v in values)
+    if all(len(v) == longest for v in values):
+        stacked: Array = np.stack(values)
+        return stacked
+    padded = np.zeros((len(values), longest, *values[0].shape[1:]), np.float32)
+    for row, value in enumerate(values):
+        padded[row, : len(value)] = value
+    return padded

@@ -1,0 +1,93 @@
+"""The edge to Triton: the only module that knows its Python API. Triton loads it once for each physical FM."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from fmplex_backend.errors import FMplexError
+from fmplex_backend.host.host import FMHost
+from fmplex_backend.host.requests import Ask, Reply
+from fmplex_backend.repository.config import FMSettings
+from fmplex_backend.repository.sockets import SOCKETS, STATUS_OUTPUT, output_name
+
+_INPUTS = (
+    {"name": "text", "data_type": "TYPE_STRING", "dims": [1]},
+    {"name": "text_pair", "data_type": "TYPE_STRING", "dims": [1], "optional": True},
+)
+
+
+class TritonPythonModel:
+    """One physical FM."""
+
+    @staticmethod
+    def auto_complete_config(config: Any) -> Any:
+        """Declare the inputs, and for every port one output per socket. Raises on settings that are wrong."""
+        values = config.as_dict()
+        settings = _settings(values["name"], values["parameters"])
+        for tensor in _INPUTS:
+            config.add_input(tensor)
+        config.add_output({"name": STATUS_OUTPUT, "data_type": "TYPE_STRING", "dims": [1]})
+        for port in range(settings.ports):
+            for socket in SOCKETS.values():
+                name = output_name(port, socket.name)
+                config.add_output({"name": name, "data_type": socket.data_type, "dims": socket.dims})
+        return config
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Start the host. It returns when the engines are ready and every vFM of the repository is loaded."""
+        config = json.loads(args["model_config"])
+        name = args["model_name"]
+        folder = Path(args["model_repository"])
+        repository = folder.parent if folder.name == name else folder
+        try:
+            self._host = FMHost(repository, name, _log, settings=_settings(name, config["parameters"]))
+            self._host.start()
+        except FMplexError as error:
+            raise pb_utils.TritonModelException(str(error)) from None
+
+    def execute(self, requests: list[Any]) -> None:
+        """Take the requests and return at once; replies are sent later, from other threads.
+
+        Must not raise once a sender was taken: the model could then never unload.
+        """
+        for request in requests:
+            self._host.ask(_ask(request))
+
+    def finalize(self) -> None:
+        """Stop the host; joins every thread and process."""
+        self._host.stop()
+
+
+def _settings(name: str, parameters: dict[str, dict[str, str]]) -> FMSettings:
+    values = {key: value["string_value"] for key, value in parameters.items()}
+    return FMSettings.parse(values, f"physical FM {name!r}")
+
+
+def _log(message: str) -> None:
+    pb_utils.Logger.log_info(f"fmplex: {message}")
+
+
+def _ask(request: Any) -> Ask:
+    sender = request.get_response_sender()
+    timeout = request.timeout()
+    return Ask(
+        outputs=frozenset(request.requested_output_names()),
+        inputs={tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()},
+        respond=lambda reply: _send(sender, reply),
+        request_id=request.request_id(),
+        timeout=timeout / 1e6 if timeout else None,
+    )
+
+
+def _send(sender: Any, reply: Reply) -> None:
+    if isinstance(reply, FMplexError):
+        response = pb_utils.InferenceResponse(
+            error=pb_utils.TritonError(str(reply), getattr(pb_utils.TritonError, reply.code))
+        )
+    else:
+        response = pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in reply.items()])
+    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
