@@ -1,0 +1,1 @@
+"""The real tritonserver with the fmplex backend: finding it, laying it out, starting and stopping it."""

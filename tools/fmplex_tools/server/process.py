@@ -1,0 +1,219 @@
+"""One running tritonserver: start it, wait until it is ready, stop it so that no process is left."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+from fmplex_tools.server.install import TritonInstall, find_triton
+
+from fmplex_backend.errors import EngineFailure, InvalidInput
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How to start the server."""
+
+    repository: Path
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    host: str = "127.0.0.1"
+    mode: Literal["poll", "explicit"] = "poll"
+    log_level: Literal["error", "warning", "info", "verbose"] = "info"
+    drain_seconds: int = 10
+    """How long a stopping server waits for requests in flight."""
+
+    @property
+    def http(self) -> str:
+        """``host:port`` of the HTTP endpoint."""
+        return f"{self.host}:{self.http_port}"
+
+    @property
+    def grpc(self) -> str:
+        """``host:port`` of the gRPC endpoint."""
+        return f"{self.host}:{self.grpc_port}"
+
+    @property
+    def metrics(self) -> str:
+        """``host:port`` of the Prometheus endpoint."""
+        return f"{self.host}:{self.metrics_port}"
+
+    def arguments(self) -> list[str]:
+        """tritonserver's command line, without the binary and the backend directory."""
+        control = (
+            ["--model-control-mode=poll", "--repository-poll-secs=1"]
+            if self.mode == "poll"
+            else ["--model-control-mode=explicit", "--load-model=*"]
+        )
+        level = ("error", "warning", "info", "verbose").index(self.log_level)
+        return [
+            f"--model-repository={self.repository}",
+            *control,
+            f"--http-port={self.http_port}",
+            f"--grpc-port={self.grpc_port}",
+            f"--metrics-port={self.metrics_port}",
+            *(f"--{name}-address={self.host}" for name in ("http", "grpc", "metrics")),
+            # One broken model must not keep the others from being served.
+            "--exit-on-error=false",
+            "--strict-readiness=false",
+            f"--exit-timeout-secs={self.drain_seconds}",
+            "--log-error=true",
+            f"--log-warning={str(level >= 1).lower()}",
+            f"--log-info={str(level >= 2).lower()}",
+            f"--log-verbose={int(level >= 3)}",
+        ]
+
+
+class TritonServer:
+    """See the module. A context manager: ``with TritonServer(options) as server: …``."""
+
+    def __init__(
+        self,
+        options: ServerOptions,
+        *,
+        on_line: Callable[[str], None] | None = None,
+        install: TritonInstall | None = None,
+    ) -> None:
+        """``on_line`` sees every line that the server prints, from a thread of its own."""
+        self.options = options
+        self.install = install or find_triton()
+        self._on_line = on_line
+        self._folder = Path(tempfile.mkdtemp(prefix="fmplex-triton-"))
+        self._tail: deque[str] = deque(maxlen=40)
+        self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
+
+    @property
+    def pid(self) -> int:
+        """tritonserver's process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll() if self._process else None
+
+    @property
+    def tail(self) -> str:
+        """The last lines that it printed."""
+        return "\n".join(self._tail)
+
+    def start(self) -> None:
+        """Start the process. Raises `InvalidInput` where a port is taken."""
+        for port in (self.options.http_port, self.options.grpc_port, self.options.metrics_port):
+            check_port_free(self.options.host, port)
+        backends = self.install.lay_out(self._folder)
+        self._process = subprocess.Popen(
+            [str(self.install.binary), f"--backend-directory={backends}", *self.options.arguments()],
+            env=self.install.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C is ours to handle
+            preexec_fn=_die_with_parent,
+        )
+        self._reader = threading.Thread(target=self._read, name="tritonserver output", daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._tail.append(line.rstrip())
+            if self._on_line is not None:
+                self._on_line(line.rstrip())
+
+    def wait_ready(self, timeout: float) -> None:
+        """Wait until HTTP says ready. Raises `EngineFailure` with the server's last words when it ends or is late."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            if self.exit_code is not None:
+                raise EngineFailure(f"tritonserver ended with code {self.exit_code}:\n{self.tail}")
+            if _answers(f"http://{self.options.http}/v2/health/ready"):
+                return
+            time.sleep(0.05)
+        raise EngineFailure(f"tritonserver is not ready after {timeout:.0f} s:\n{self.tail}")
+
+    def stop(self) -> None:
+        """SIGTERM, wait for requests in flight, then make sure that no process of the tree is left."""
+        if self._process is not None:
+            tree = self._tree()
+            if self._process.poll() is None:
+                self._process.send_signal(signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(self.options.drain_seconds + 10)
+            for process in tree:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self._process.kill()
+            self._process.wait()
+            psutil.wait_procs(tree, timeout=5)
+        if self._reader is not None:
+            self._reader.join(timeout=5)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _tree(self) -> list[psutil.Process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            root = psutil.Process(self.pid)
+            return [root, *root.children(recursive=True)]
+        return []
+
+    def __enter__(self) -> TritonServer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _die_with_parent() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def check_port_free(host: str, port: int) -> None:
+    """Raise `InvalidInput` where something listens on ``host:port`` already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InvalidInput(f"port {port} on {host} cannot be used ({error.strerror}); choose another") from None
+
+
+def free_ports(count: int) -> list[int]:
+    """``count`` distinct ports that were free just now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
