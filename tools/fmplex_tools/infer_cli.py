@@ -1,0 +1,157 @@
+"""``fmplex infer``: one request from the shell."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from fmplex_client import (
+    Answer,
+    Classification,
+    Client,
+    Embedding,
+    FMplexClientError,
+    MultiLabel,
+    Regression,
+    Tensors,
+    TokenClassification,
+)
+from fmplex_client.results import Result
+from fmplex_client.wire import Protocol
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fmplex_backend.errors import InvalidInput
+
+INFER_EXAMPLES = """
+Examples:
+
+  fmplex infer review_polarity "a wonderful film" "two hours of boredom"
+
+  fmplex infer guardrail "you are all idiots" --info
+
+  fmplex infer same_question "How old are you?" --pair "What is your age?"
+
+  cat headlines.txt | fmplex infer news_topic - --json
+"""
+
+
+def protocol_of(name: str) -> Protocol:
+    """``http`` or ``grpc``. Raises `InvalidInput`."""
+    if name == "http":
+        return "http"
+    if name == "grpc":
+        return "grpc"
+    raise InvalidInput(f"--protocol {name!r}: it is http or grpc")
+
+
+def default_url(protocol: Protocol) -> str:
+    """Where ``fmplex serve`` listens unless told otherwise."""
+    return "127.0.0.1:8000" if protocol == "http" else "127.0.0.1:8001"
+
+
+def infer(
+    task: Annotated[str, typer.Argument(help="A vFM or bundle.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts to send; - reads lines from stdin.")],
+    pair: Annotated[
+        list[str] | None, typer.Option(help="Second text, one for each TEXT, for tasks that take pairs.")
+    ] = None,
+    url: Annotated[str, typer.Option(help="HOST:PORT; by default 127.0.0.1 and the protocol's port.")] = "",
+    protocol: Annotated[str, typer.Option(help="http or grpc.")] = "http",
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 30.0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text, a line each.")] = False,
+    info: Annotated[bool, typer.Option("--info", help="Show where each answer comes from.")] = False,
+) -> None:
+    """Ask a task of a running server."""
+    errors = Console(stderr=True, emoji=False)
+    try:
+        spoken = protocol_of(protocol)
+        rows = list(_read(texts))
+        with Client(url or default_url(spoken), spoken, timeout=timeout) as client:
+            answers: list[Answer] = client.predict(task, rows, text_pairs=pair or None)
+    except (FMplexClientError, InvalidInput) as error:
+        errors.print(f"[red]error:[/] {type(error).__name__}: {escape(str(error))}", highlight=False)
+        raise typer.Exit(1) from None
+    if as_json:
+        for row, answer in zip(rows, answers, strict=True):
+            print(json.dumps({"text": row} | as_dict(answer, info), ensure_ascii=False))
+    else:
+        Console(emoji=False).print(table(task, rows, answers, info))
+
+
+def _read(texts: Iterable[str]) -> Iterable[str]:
+    for text in texts:
+        if text == "-":
+            yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+        else:
+            yield text
+
+
+def as_dict(answer: Answer, info: bool) -> dict[str, Any]:
+    """An answer as JSON-ready values; arrays as lists, ``info`` only where asked for."""
+    if isinstance(answer, dict):
+        return {member: as_dict(result, info) for member, result in answer.items()}
+    if isinstance(answer, TokenClassification):
+        found: dict[str, Any] = {"tokens": [vars(token) for token in answer.tokens]}
+    elif isinstance(answer, Tensors):
+        found = {name: _plain(tensor) for name, tensor in answer.tensors.items()}
+    else:
+        found = {key: _plain(value) for key, value in vars(answer).items() if key != "info" and value is not None}
+    if info:
+        found["info"] = answer.info
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return [_plain(item) for item in value.tolist()]
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def table(task: str, texts: list[str], answers: list[Answer], info: bool) -> Table:
+    """The answers for people, one row per text (a bundle: one per text and member)."""
+    bundle = any(isinstance(answer, dict) for answer in answers)
+    made = Table(title=escape(task), title_justify="left")
+    made.add_column("text", max_width=60, no_wrap=True, overflow="ellipsis")
+    if bundle:
+        made.add_column("member")
+    made.add_column("answer")
+    if info:
+        made.add_column("info")
+    for text, answer in zip(texts, answers, strict=True):
+        members: dict[str, Result] = answer if isinstance(answer, dict) else {"": answer}
+        for i, (member, result) in enumerate(members.items()):
+            cells = [text if i == 0 else "", *([member] if bundle else []), describe(result)]
+            cells += [describe_info(result)] if info else []
+            made.add_row(*(escape(cell) for cell in cells))  # texts and labels are not our markup
+    return made
+
+
+def describe(result: Result) -> str:
+    """One answer in a line."""
+    if isinstance(result, Classification):
+        return f"{result.label}  {result.score:.3f}"
+    if isinstance(result, MultiLabel):
+        pairs = zip(result.labels, result.scores, strict=True)
+        return ", ".join(f"{label}  {score:.3f}" for label, score in pairs) or "no label"
+    if isinstance(result, Regression):
+        return ", ".join(f"{value:.4f}" for value in result.values)
+    if isinstance(result, Embedding):
+        flat = result.vector.reshape(-1)
+        shape = " x ".join(str(size) for size in result.vector.shape)
+        return f"{shape}: " + ", ".join(f"{value:.3f}" for value in flat[:4]) + (", …" if flat.size > 4 else "")
+    if isinstance(result, TokenClassification):
+        return ", ".join(f"{s.label} [{s.start}:{s.end}]  {s.score:.3f}" for s in result.spans) or "no span"
+    return ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in result.tensors.items())
+
+
+def describe_info(result: Result) -> str:
+    """Provenance in a line; says so where the task does not map it."""
+    if result.info is None:
+        return "not mapped by this task"
+    return ", ".join(f"{key} {value}" for key, value in result.info.items() if key != "offsets")
