@@ -1,0 +1,34 @@
+# FMplex on NVIDIA's Triton image, with the image's own tritonserver and Python 3.10.
+# Another server version: docker build --build-arg TRITON_IMAGE=…
+ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:24.10-py3
+FROM ${TRITON_IMAGE}
+
+# What changes seldom comes first: dependencies are installed once and cached until pyproject.toml changes.
+WORKDIR /opt/fmplex
+COPY pyproject.toml LICENSE README.md ./
+RUN mkdir -p fmplex_backend tools/fmplex_tools clients/fmplex_client \
+    && touch fmplex_backend/__init__.py tools/fmplex_tools/__init__.py clients/fmplex_client/__init__.py \
+    && pip install --no-cache-dir ".[tools]"
+
+COPY fmplex_backend fmplex_backend
+COPY tools tools
+COPY clients clients
+RUN pip install --no-cache-dir --no-deps --force-reinstall .
+
+# Not root: the image has uid 1000 as triton-server. The repository that is mounted must be writable for it, or set
+# `user:` in docker-compose.yml to its owner.
+ENV FMPLEX_CACHE=/var/cache/fmplex
+RUN mkdir -p /models "$FMPLEX_CACHE" && chown -R 1000:1000 /models "$FMPLEX_CACHE"
+USER 1000:1000
+VOLUME ["/var/cache/fmplex"]
+
+# HTTP, gRPC, Prometheus metrics
+EXPOSE 8000 8001 8002
+
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+    CMD ["curl", "--fail", "--silent", "--max-time", "4", "http://127.0.0.1:8000/v2/health/ready"]
+
+# SIGINT is what Ctrl-C sends: fmplex serve then stops the server and every process of its own.
+STOPSIGNAL SIGINT
+ENTRYPOINT ["fmplex", "serve"]
+CMD ["/models"]

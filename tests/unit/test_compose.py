@@ -1,0 +1,125 @@
+"""docker-compose.yml and Dockerfile, as far as they can be checked where no container engine runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # comes with pytest there
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = json.loads((ROOT / "tests/data/compose-spec.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    parsed: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+    return parsed
+
+
+@pytest.fixture(scope="module")
+def dockerfile() -> list[tuple[str, str]]:
+    """Instruction and arguments of each line, continuations joined, comments left out."""
+    text = "\n".join(
+        line for line in (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines() if not line.startswith("#")
+    )
+    lines = [line.strip() for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+    return [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in lines]
+
+
+def arguments(dockerfile: list[tuple[str, str]], name: str) -> list[str]:
+    return [rest for instruction, rest in dockerfile if instruction == name]
+
+
+def validator() -> jsonschema.Draft7Validator:
+    return jsonschema.Draft7Validator(SCHEMA)
+
+
+def test_compose_file_is_valid_by_the_specification(compose: dict[str, Any]) -> None:
+    errors = [
+        f"{'/'.join(map(str, error.absolute_path))}: {error.message}" for error in validator().iter_errors(compose)
+    ]
+    assert not errors
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        {"restart": 3},
+        {"shm_sizes": "2gb"},
+        {"healthcheck": {"test": 5}},
+        {"deploy": {"resources": {"reservations": {"devices": [{"driver": "nvidia"}]}}}},
+    ],
+)
+def test_the_schema_would_see_a_mistake(compose: dict[str, Any], mistake: dict[str, Any]) -> None:
+    service = compose["services"]["fmplex"] | mistake
+    assert not validator().is_valid({"services": {"fmplex": service}})
+
+
+def test_service_is_what_triton_needs(compose: dict[str, Any]) -> None:
+    service = compose["services"]["fmplex"]
+    assert {port.split(":")[1] for port in service["ports"]} == {"8000", "8001", "8002"}
+    assert service["shm_size"] == "2gb"
+    assert "./model_repository:/models" in service["volumes"]
+    assert not any(volume.endswith(":ro") for volume in service["volumes"])
+    [device] = service["deploy"]["resources"]["reservations"]["devices"]
+    assert device["driver"] == "nvidia"
+    assert "gpu" in device["capabilities"]
+    assert service["restart"] == "unless-stopped"
+
+
+def test_named_volumes_are_declared(compose: dict[str, Any]) -> None:
+    for volume in compose["services"]["fmplex"]["volumes"]:
+        source = volume.split(":")[0]
+        assert source.startswith("./") or source in compose["volumes"]
+        assert not source.startswith("./") or (ROOT / source).is_dir()
+
+
+def test_dockerfile_and_compose_agree(compose: dict[str, Any], dockerfile: list[tuple[str, str]]) -> None:
+    service = compose["services"]["fmplex"]
+    [image] = arguments(dockerfile, "ARG")
+    assert image == "TRITON_IMAGE=nvcr.io/nvidia/tritonserver:24.10-py3"
+    assert service["build"]["args"] == {"TRITON_IMAGE": "${TRITON_IMAGE:-nvcr.io/nvidia/tritonserver:24.10-py3}"}
+    [health] = arguments(dockerfile, "HEALTHCHECK")
+    assert json.loads(health[health.index("CMD") + 3 :]) == service["healthcheck"]["test"][1:]
+    [command] = arguments(dockerfile, "CMD")
+    assert json.loads(command) == service["command"]
+    assert arguments(dockerfile, "STOPSIGNAL") == [service["stop_signal"]]
+    assert set(arguments(dockerfile, "EXPOSE")[0].split()) == {port.split(":")[0] for port in service["ports"]}
+
+
+def test_copied_files_exist_and_are_not_ignored(dockerfile: list[tuple[str, str]]) -> None:
+    kept = {
+        line[1:] for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line.startswith("!")
+    }
+    for copy in arguments(dockerfile, "COPY"):
+        *sources, _target = copy.split()
+        for source in sources:
+            assert (ROOT / source).exists(), f"Dockerfile copies {source}, which is not there"
+            assert source.split("/")[0] in kept, f".dockerignore keeps {source} from the builder"
+
+
+def test_installed_extras_exist(dockerfile: list[tuple[str, str]]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {
+        extra for run in arguments(dockerfile, "RUN") for found in re.findall(r"\.\[([\w,]+)\]", run)
+        for extra in found.split(",")
+    }  # fmt: skip
+    assert extras
+    assert extras <= set(project["optional-dependencies"])
+    [entry] = arguments(dockerfile, "ENTRYPOINT")
+    assert json.loads(entry)[0] in project["scripts"]
+
+
+def test_container_does_not_run_as_root(dockerfile: list[tuple[str, str]]) -> None:
+    assert arguments(dockerfile, "USER") == ["1000:1000"]
