@@ -60,10 +60,12 @@ def serve(connection: Connection, device: str, settings: FMSettings, started: fl
 def _make_worker(device: str, settings: FMSettings):  # type: ignore[no-untyped-def]
     # Imported here: torch takes seconds, and a bad start must be told to the host, not to stderr.
     import torch
+    from transformers.utils import logging as transformers_logging
 
     from fmplex_backend.backbones.text import TextBackbone
     from fmplex_backend.engine.worker import Worker
 
+    transformers_logging.disable_progress_bar()  # the server's log is no terminal
     if device == "cpu":
         torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
     return Worker(TextBackbone(settings.backbone, settings.dtype, device), device, settings.max_adapters)

@@ -28,6 +28,7 @@ class Generation:
     """Rows under way; guarded by the dispatcher's lock."""
     retired: bool = False
     """Takes no new rows; it is dropped when ``rows`` is 0."""
+    dropped: bool = False
 
     @property
     def sockets(self) -> frozenset[str]:

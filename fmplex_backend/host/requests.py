@@ -120,3 +120,21 @@ def _assemble(member: Member, socket: str) -> Array:
     for row, value in enumerate(values):
         padded[row, : len(value)] = value
     return padded
+
+
+def provenance(task: RowTask, rows: int, vfms: int, queued: float, computed: float) -> dict[str, Any]:
+    """What ``info`` tells of one row's answer: who gave it, in a batch of how many, and how long it took (seconds)."""
+    generation = task.member.generation
+    info: dict[str, Any] = {
+        "vfm": generation.vfm,
+        "version": generation.version,
+        "generation": generation.number,
+        "backbone": generation.artifact.backbone.fingerprint,
+        "batch_rows": rows,
+        "batch_vfms": vfms,
+        "queue_us": round(queued * 1e6),
+        "compute_us": round(computed * 1e6),
+    }
+    if generation.artifact.kind == "token_classification":
+        info["offsets"] = task.encoded.offsets
+    return info

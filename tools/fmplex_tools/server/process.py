@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
-from fmplex_tools.server.install import TritonInstall, find_triton
 
 from fmplex_backend.errors import EngineFailure, InvalidInput
+from fmplex_tools.server.install import TritonInstall, find_triton
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
@@ -145,10 +145,15 @@ class TritonServer:
             if self._on_line is not None:
                 self._on_line(line.rstrip())
 
-    def wait_ready(self, timeout: float) -> None:
-        """Wait until HTTP says ready. Raises `EngineFailure` with the server's last words when it ends or is late."""
+    def wait_ready(self, timeout: float, stop: threading.Event | None = None) -> None:
+        """Wait until HTTP says ready, or ``stop`` is set.
+
+        Raises `EngineFailure` with the server's last words when it ends or is late.
+        """
         end = time.monotonic() + timeout
         while time.monotonic() < end:
+            if stop is not None and stop.is_set():
+                return
             if self.exit_code is not None:
                 raise EngineFailure(f"tritonserver ended with code {self.exit_code}:\n{self.tail}")
             if _answers(f"http://{self.options.http}/v2/health/ready"):

@@ -1,0 +1,84 @@
+"""``fmplex check``: would the server serve this repository? Asked of the same code, with a real engine, without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from fmplex_backend.errors import FMplexError, NotFound, Refused
+from fmplex_backend.host.host import FMHost
+from fmplex_backend.repository.config import CONFIG_FILE, fm_settings, read_config
+from fmplex_backend.repository.layout import model_dirs, physical_fms
+from fmplex_tools.console import fail, out
+from fmplex_tools.fetch_cli import DEFAULT_REPOSITORY
+from fmplex_tools.serving import refusals, vfm_table
+
+
+def check(
+    repository: Annotated[Path, typer.Option("--repository", "-r", help="Model repository.")] = DEFAULT_REPOSITORY,
+    fm: Annotated[str | None, typer.Option(help="Only this physical FM.")] = None,
+) -> None:
+    """Validate a repository without a server: every rule that the server applies, in the same words.
+
+    Exit code 0 when everything would be served, 1 otherwise.
+
+    Examples:
+
+      fmplex check
+
+      fmplex check -r /srv/models --fm minilm
+    """
+    problems: list[str] = _unreadable(repository)
+    found = physical_fms(repository)
+    if fm is not None and fm not in found:
+        raise NotFound(f"no physical FM {fm!r} in {repository}; there are {found}")
+    if not found:
+        problems.append(f'{repository}: no physical FM (a model with backend: "fmplex")')
+    for name in [fm] if fm else found:
+        try:
+            with out.status(f"checking {name}: loading its backbone"):
+                status = check_fm(repository, name)
+        except FMplexError as error:
+            problems.append(str(error))
+            continue
+        out.print(vfm_table(status, served="ok"))
+        problems += refusals(status)
+    for problem in dict.fromkeys(problems):
+        fail(problem)
+    if problems:
+        raise typer.Exit(1)
+    out.print(f"[green]{escape(str(repository))}: everything in it would be served[/]")
+
+
+def check_fm(repository: Path, fm: str) -> dict[str, Any]:
+    """Start the FM host of ``fm`` with one engine on the CPU, let it load everything, and return its status.
+
+    Raises `FMplexError` where the physical FM itself cannot be served.
+    """
+    settings = fm_settings(fm, read_config(repository / fm / CONFIG_FILE))
+    host = FMHost(repository.resolve(), fm, lambda _: None, settings=settings.model_copy(update={"engines": "cpu"}))
+    host.start()
+    try:
+        return host.status()
+    finally:
+        host.stop()
+
+
+def _unreadable(repository: Path) -> list[str]:
+    """Configurations that no physical FM looks at because they cannot be read, or name none that is there."""
+    found = set(physical_fms(repository))
+    problems = []
+    for name, folder in model_dirs(repository).items():
+        try:
+            config = read_config(folder / CONFIG_FILE)
+        except Refused as error:
+            problems.append(str(error))
+            continue
+        for step in config.ensemble_scheduling.step:
+            if not (repository / step.model_name).is_dir():
+                there = ", ".join(sorted(found)) or "none"
+                problems.append(f"{name!r}: its step names model {step.model_name!r}; physical FMs are {there}")
+    return problems

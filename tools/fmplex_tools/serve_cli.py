@@ -1,0 +1,121 @@
+"""``fmplex serve``: the real tritonserver over a model repository, until Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import IO, Annotated, Literal
+
+import typer
+from rich.markup import escape
+from rich.panel import Panel
+
+from fmplex_backend.backbones.source import cache_dir
+from fmplex_backend.errors import EngineFailure, FMplexError
+from fmplex_backend.repository.layout import physical_fms
+from fmplex_tools.console import err, fail, out
+from fmplex_tools.fetch_cli import DEFAULT_REPOSITORY, fetch_backbones
+from fmplex_tools.server.process import ServerOptions, TritonServer
+from fmplex_tools.serving import fetch_status, refusals, vfm_table
+
+_MARK = '"fmplex: '
+
+
+def serve(
+    repository: Annotated[Path, typer.Option("--repository", "-r", help="Model repository.")] = DEFAULT_REPOSITORY,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.")] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    grpc_port: Annotated[int, typer.Option(min=1, max=65535)] = 8001,
+    metrics_port: Annotated[int, typer.Option(min=1, max=65535)] = 8002,
+    mode: Annotated[
+        Literal["poll", "explicit"],
+        typer.Option(help="poll: follow the repository. explicit: endpoints change only by Triton's load API."),
+    ] = "poll",
+    log_level: Annotated[Literal["error", "warning", "info", "verbose"], typer.Option()] = "info",
+    log_file: Annotated[Path | None, typer.Option(help="Where tritonserver's own output goes.")] = None,
+    demo: Annotated[bool, typer.Option("--demo/--no-demo", help="Build the demo vFMs where they are missing.")] = False,
+    startup_timeout: Annotated[float, typer.Option(help="Seconds until everything must be ready.")] = 300,
+) -> None:
+    """Serve a model repository until Ctrl-C.
+
+    Waits until every physical FM is ready, shows what is served and what was refused and why, and then follows the
+    repository: add, edit or remove a vFM's folder and the change is live within 2 s.
+
+    Examples:
+
+      fmplex serve --demo
+
+      fmplex serve -r /srv/models --http-port 9000 --grpc-port 9001 --metrics-port 9002
+
+      fmplex serve -r /models --host 0.0.0.0 --log-level warning
+    """
+    if demo:
+        from fmplex_tools.demo import ensure_demo
+
+        ensure_demo(repository, out)
+    fetch_backbones(repository)
+    options = ServerOptions(repository.resolve(), http_port, grpc_port, metrics_port, host, mode, log_level)
+    log_file = log_file or cache_dir() / "log" / f"tritonserver-{http_port}.log"
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    stop, ready = threading.Event(), threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with log_file.open("w", buffering=1) as log:
+        server = TritonServer(options, on_line=lambda line: _on_line(line, log, ready))
+        try:
+            _run(server, log_file, stop, ready, startup_timeout)
+        finally:
+            with out.status("stopping: answering what is in flight"):
+                server.stop()
+            out.print("stopped; no process is left")
+
+
+def _run(server: TritonServer, log_file: Path, stop: threading.Event, ready: threading.Event, timeout: float) -> None:
+    start = time.monotonic()
+    out.print(f"tritonserver: {server.install.origin}; its log is {escape(str(log_file))}", soft_wrap=True)
+    with out.status("starting: one engine a physical FM takes some seconds to load torch and the backbone"):
+        server.start()
+        server.wait_ready(timeout, stop)
+    if stop.is_set():
+        return
+    _show(server.options, time.monotonic() - start)
+    ready.set()
+    while not stop.wait(0.5):
+        if server.exit_code is not None:
+            raise EngineFailure(f"tritonserver ended by itself with code {server.exit_code}; see {log_file}")
+
+
+def _on_line(line: str, log: IO[str], ready: threading.Event) -> None:
+    """Everything goes to the log; what the host says once the first table stands is for the screen too."""
+    log.write(line + "\n")
+    if _MARK in line and ready.is_set():
+        message = line.partition(_MARK)[2].rstrip('"')
+        style = "red" if message.startswith(("refused", "defect", "cannot", "engine")) else "dim"
+        out.print(f"[{style}]{time.strftime('%H:%M:%S')} {escape(message)}[/]", soft_wrap=True)
+
+
+def _show(options: ServerOptions, seconds: float) -> None:
+    first: str | None = None
+    for fm in physical_fms(options.repository):
+        try:
+            status = fetch_status(options.http, fm)
+        except FMplexError as error:
+            fail(f"physical FM {fm!r} did not load; {error}")
+            continue
+        out.print(vfm_table(status))
+        for reason in refusals(status):
+            err.print(f"[red]refused:[/] {escape(reason)}", soft_wrap=True)
+        serving = [vfm["name"] for vfm in status["vfms"] if vfm["state"] == "serving" and not vfm["bundle"]]
+        first = first or next(iter(serving), None)
+    lines = [
+        f"HTTP     http://{options.http}",
+        f"gRPC     {options.grpc}",
+        f"metrics  http://{options.metrics}/metrics",
+    ]
+    if first:
+        body = '{"inputs":[{"name":"text","datatype":"BYTES","shape":[1,1],"data":["I love it"]}]}'
+        lines += ["", "Try it:", f'  fmplex infer {first} "I love it" --url {options.http}', ""]
+        lines += [f"  curl -s http://{options.http}/v2/models/{first}/infer -d '{body}'"]
+    out.print(Panel("\n".join(lines), title=f"ready in {seconds:.1f} s · Ctrl-C stops", title_align="left"))
