@@ -31,4 +31,4 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
 # SIGINT is what Ctrl-C sends: fmplex serve then stops the server and every process of its own.
 STOPSIGNAL SIGINT
 ENTRYPOINT ["fmplex", "serve"]
-CMD ["/models"]
+CMD ["--repository", "/models", "--host", "0.0.0.0"]

@@ -10,10 +10,10 @@ from typing import NoReturn
 from fmplex_client import FMplexClientError
 
 REVIEWS = [
-    ("A wonderful film, moving and beautifully acted. I loved every minute of it.", "pos"),
-    ("Terrible. The plot is boring, the acting is bad and the jokes are awful.", "neg"),
-    ("One of the best films of the year: great story, great cast, great ending.", "pos"),
-    ("A dull, lifeless mess; the worst two hours that I have spent in a cinema.", "neg"),
+    ("Great phone, excellent sound and the battery lasts for days. I love it.", "positive"),
+    ("Terrible. It broke after one day, the support is awful and I want my money back.", "negative"),
+    ("The best camera that I have ever owned: wonderful pictures and very easy to use.", "positive"),
+    ("Very disappointed: bad quality, poor screen, and it keeps crashing.", "negative"),
 ]
 """Texts for ``review_polarity`` whose label leaves no doubt."""
 

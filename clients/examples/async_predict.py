@@ -6,6 +6,7 @@ import asyncio
 import time
 
 from _checks import HTTP, REVIEWS, check, parser, run
+
 from fmplex_client import AsyncClient, Classification
 
 ROUNDS = 25

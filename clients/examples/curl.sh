@@ -11,15 +11,15 @@ answer=$(curl --silent --show-error --max-time 30 "http://$url/v2/models/review_
     --header 'Content-Type: application/json' \
     --data '{
         "inputs": [{"name": "text", "datatype": "BYTES", "shape": [1, 1],
-                    "data": ["A wonderful film, moving and beautifully acted. I loved every minute of it."]}],
+                    "data": ["Great phone, excellent sound and the battery lasts for days. I love it."]}],
         "outputs": [{"name": "label"}, {"name": "probabilities"}]
     }')
 echo "$answer"
 
 case $answer in
-*'"data":["pos"]'*) echo "ok" ;;
+*'"data":["positive"]'*) echo "ok" ;;
 *)
-    echo "WRONG: the label should be pos" >&2
+    echo "WRONG: the label should be positive" >&2
     exit 1
     ;;
 esac

@@ -6,6 +6,7 @@ python clients/examples/grpc_predict.py
 from __future__ import annotations
 
 from _checks import GRPC, REVIEWS, check, options, run, wrong
+
 from fmplex_client import Classification, Client, UnknownTask
 
 

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import tritonclient.http as triton
 
-TEXTS = ["A wonderful film, moving and beautifully acted. I loved every minute of it.", "Terrible, boring and awful."]
-WANTED = ["pos", "neg"]
+TEXTS = ["Great phone, excellent sound and the battery lasts for days. I love it.", "Terrible. It broke after one day."]
+WANTED = ["positive", "negative"]
 
 
 def main() -> int:

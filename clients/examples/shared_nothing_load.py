@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from _checks import HTTP, REVIEWS, check, parser, run
+
 from fmplex_client import Classification, Client, FMplexClientError
 
 

@@ -31,7 +31,11 @@ from fmplex_client.wire import Protocol
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "clients/examples"
 TASKS = ("review_polarity", "news_topic", "newsgroup_tags", "tweet_intensity", "news_embedding", "guardrail")
-TEXTS = ["A wonderful film, I loved it.", "Shares fell on Monday as banks sold.", "Terrible and boring."]
+TEXTS = [
+    "Great phone, excellent sound and the battery lasts for days. I love it.",
+    "Shares fell on Monday as banks sold.",
+    "Terrible. It broke after one day, the support is awful and I want my money back.",
+]
 PROTOCOLS = get_args(Protocol)
 
 
@@ -131,7 +135,7 @@ def test_long_list_comes_back_in_order(server: Any, protocol: Protocol) -> None:
     texts = [TEXTS[0] if i % 3 else TEXTS[2] for i in range(150)]
     with Client(url(server, protocol), protocol) as client:
         answers = client.predict("review_polarity", texts, expect=Classification)
-    assert [answer.label for answer in answers] == ["pos" if i % 3 else "neg" for i in range(150)]
+    assert [answer.label for answer in answers] == ["positive" if i % 3 else "negative" for i in range(150)]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -142,7 +146,7 @@ def test_many_threads_share_one_client(server: Any, protocol: Protocol) -> None:
         for i in range(20):
             good = bool((i + number) % 2)
             [answer] = client.predict("review_polarity", [TEXTS[0] if good else TEXTS[2]], expect=Classification)
-            if answer.label != ("pos" if good else "neg"):
+            if answer.label != ("positive" if good else "negative"):
                 wrong.append((number, i, answer.label))
 
     with Client(url(server, protocol), protocol) as client:
@@ -173,7 +177,7 @@ def test_deadline_that_nobody_can_meet(server: Any, protocol: Protocol) -> None:
         client.predict("review_polarity", ["warm"])
         with pytest.raises(DeadlineExceeded):
             client.predict("review_polarity", ["text"] * 64, timeout=0.0005)
-        assert client.predict("review_polarity", [TEXTS[0]], expect=Classification)[0].label == "pos"
+        assert client.predict("review_polarity", [TEXTS[0]], expect=Classification)[0].label == "positive"
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -186,7 +190,7 @@ def test_a_server_that_starts_late_is_waited_for(server: Any, protocol: Protocol
         with forwarding(port, url(server, protocol), after=1.0):
             [answer] = client.predict("review_polarity", [TEXTS[0]], expect=Classification)
             client.close()
-    assert answer.label == "pos"
+    assert answer.label == "positive"
     assert 1.0 <= time.monotonic() - start < 12
 
 

@@ -10,7 +10,10 @@ from typing import Any
 
 import jsonschema
 import pytest
+import typer
 import yaml
+
+from fmplex_tools.serve_cli import serve
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -119,6 +122,15 @@ def test_installed_extras_exist(dockerfile: list[tuple[str, str]]) -> None:
     assert extras <= set(project["optional-dependencies"])
     [entry] = arguments(dockerfile, "ENTRYPOINT")
     assert json.loads(entry)[0] in project["scripts"]
+
+
+def test_command_is_one_that_serve_understands(compose: dict[str, Any]) -> None:
+    app = typer.Typer()
+    app.command()(serve)
+    arguments = compose["services"]["fmplex"]["command"]
+    with typer.main.get_command(app).make_context("serve", list(arguments)) as context:
+        assert context.params["repository"] == Path("/models")
+        assert context.params["host"] == "0.0.0.0"
 
 
 def test_container_does_not_run_as_root(dockerfile: list[tuple[str, str]]) -> None:

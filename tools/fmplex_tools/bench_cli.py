@@ -8,12 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from fmplex_client import Client, FMplexClientError
-from fmplex_client.tasks import Task
-from fmplex_tools.bench.perf import TEXTS, Load, Row, levels, measure, read_texts
-from fmplex_tools.bench.perf_binary import perf_analyzer
-from fmplex_tools.infer_cli import default_url, protocol_of
-from fmplex_tools.packages import progress_columns
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -21,20 +15,16 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from fmplex_backend.errors import FMplexError, InvalidInput
+from fmplex_client import Client, FMplexClientError
+from fmplex_client.tasks import Task
+from fmplex_tools.bench.perf import TEXTS, Load, Row, levels, measure, read_texts
+from fmplex_tools.bench.perf_binary import perf_analyzer
+from fmplex_tools.infer_cli import default_url, protocol_of
+from fmplex_tools.packages import progress_columns
 
 app = typer.Typer(no_args_is_help=True, help="Benchmarks of a running server.")
 console = Console(emoji=False)
 errors = Console(stderr=True, emoji=False)
-
-PERF_EXAMPLES = """
-Examples:
-
-  fmplex bench perf review_polarity
-
-  fmplex bench perf review_polarity news_topic --concurrency 1,4,16 --protocol grpc
-
-  fmplex bench perf news_topic --data headlines.txt --batch 8 --seconds 10
-"""
 
 
 @app.callback()
@@ -42,7 +32,7 @@ def _group() -> None:
     """Benchmarks of a running server."""
 
 
-@app.command(epilog=PERF_EXAMPLES)
+@app.command()
 def perf(
     tasks: Annotated[list[str], typer.Argument(metavar="TASK...", help="vFMs or bundles to ask, one after the other.")],
     concurrency: Annotated[
@@ -61,6 +51,14 @@ def perf(
     """Run the real perf_analyzer against tasks of a running server and print its figures.
 
     Fetches perf_analyzer the first time. Without --text or --data it sends the openings of eight books.
+
+    Examples:
+
+      fmplex bench perf review_polarity
+
+      fmplex bench perf review_polarity news_topic --concurrency 1,4,16 --protocol http
+
+      fmplex bench perf news_topic --data headlines.txt --batch 8 --seconds 10
     """
     try:
         rows = _perf(tasks, concurrency, batch, protocol, seconds, url, text, data, quiet=as_json)

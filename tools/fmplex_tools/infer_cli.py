@@ -9,6 +9,11 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fmplex_backend.errors import InvalidInput
 from fmplex_client import (
     Answer,
     Classification,
@@ -22,23 +27,6 @@ from fmplex_client import (
 )
 from fmplex_client.results import Result
 from fmplex_client.wire import Protocol
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from fmplex_backend.errors import InvalidInput
-
-INFER_EXAMPLES = """
-Examples:
-
-  fmplex infer review_polarity "a wonderful film" "two hours of boredom"
-
-  fmplex infer guardrail "you are all idiots" --info
-
-  fmplex infer same_question "How old are you?" --pair "What is your age?"
-
-  cat headlines.txt | fmplex infer news_topic - --json
-"""
 
 
 def protocol_of(name: str) -> Protocol:
@@ -67,7 +55,18 @@ def infer(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text, a line each.")] = False,
     info: Annotated[bool, typer.Option("--info", help="Show where each answer comes from.")] = False,
 ) -> None:
-    """Ask a task of a running server."""
+    """Ask a task of a running server.
+
+    Examples:
+
+      fmplex infer review_polarity "great sound, I love it" "it broke after one day"
+
+      fmplex infer guardrail "what a wonderful day" --info
+
+      fmplex infer same_question "How old are you?" --pair "What is your age?"
+
+      cat headlines.txt | fmplex infer news_topic - --json
+    """
     errors = Console(stderr=True, emoji=False)
     try:
         spoken = protocol_of(protocol)

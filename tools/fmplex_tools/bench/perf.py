@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fmplex_tools.bench.perf_binary import PerfAnalyzer
-
 from fmplex_backend.errors import FMplexError, InvalidInput
+from fmplex_tools.bench.perf_binary import PerfAnalyzer
 
 WINDOWS = 3
 GRACE_S = 30.0

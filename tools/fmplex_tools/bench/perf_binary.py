@@ -19,11 +19,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fmplex_tools.packages import fetch_package
 from rich.progress import Progress
 
 from fmplex_backend.backbones.source import cache_dir
 from fmplex_backend.errors import FMplexError, NotFound
+from fmplex_tools.packages import fetch_package
 
 VERSION = "2.50.0"
 WHEEL_SHA256 = "421fbb69ae6ab8cdb2c35b82134fcef2fe11e7af7718b1fcbc53335ab9bfe889"
