@@ -74,8 +74,8 @@ def perf(
         for task in dict.fromkeys(tasks):
             console.print(table([row for row in rows if row.task == task], task))
         console.print(
-            f"perf_analyzer over {protocol}, rows per request: {batch}, {seconds:g} s per line. Times in ms as the "
-            "client saw them; server: Triton's own means.",
+            f"perf_analyzer over {protocol}, rows per request: {batch}, {seconds:g} s per line. Times in ms, as the "
+            "client saw them; triton's own end when the FM host takes a request (its queue and compute are in `info`).",
             style="dim",
             highlight=False,
         )
@@ -124,11 +124,15 @@ def _describe(tasks: list[str], url: str, protocol: str) -> list[Task]:
 
 def table(rows: list[Row], task: str) -> Table:
     """One task's figures for people; times in milliseconds."""
-    made = Table(title=task, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
-    for column in ("conc.", "rows/s", "mean", "p50", "p90", "p95", "p99", "server\nqueue", "server\ncompute"):
+    made = Table(title=task, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("conc.", "rows/s", "mean", "p50", "p90", "p95", "p99", "triton\nqueue", "triton\ncompute"):
         made.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         client = (row.mean_ms, row.p50_ms, row.p90_ms, row.p95_ms, row.p99_ms)
-        times = (f"{time:.2f}" for time in (*client, row.server_queue_ms, row.server_compute_ms))
+        times = (_ms(time) for time in (*client, row.server_queue_ms, row.server_compute_ms))
         made.add_row(str(row.concurrency), f"{row.rows_per_s:,.0f}", *times)
     return made
+
+
+def _ms(time: float) -> str:
+    return f"{time:.2f}" if time < 100 else f"{time:,.0f}"

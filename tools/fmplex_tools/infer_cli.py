@@ -120,14 +120,14 @@ def table(task: str, texts: list[str], answers: list[Answer], info: bool) -> Tab
     if bundle:
         made.add_column("member")
     made.add_column("answer")
-    if info:
-        made.add_column("info")
     for text, answer in zip(texts, answers, strict=True):
         members: dict[str, Result] = answer if isinstance(answer, dict) else {"": answer}
         for i, (member, result) in enumerate(members.items()):
             cells = [text if i == 0 else "", *([member] if bundle else []), describe(result)]
-            cells += [describe_info(result)] if info else []
-            made.add_row(*(escape(cell) for cell in cells))  # texts and labels are not our markup
+            cells = [escape(cell) for cell in cells]  # texts and labels are not our markup
+            if info:
+                cells[-1] += f"\n[dim]{escape(describe_info(result))}[/]"
+            made.add_row(*cells)
     return made
 
 
@@ -152,5 +152,13 @@ def describe(result: Result) -> str:
 def describe_info(result: Result) -> str:
     """Provenance in a line; says so where the task does not map it."""
     if result.info is None:
-        return "not mapped by this task"
-    return ", ".join(f"{key} {value}" for key, value in result.info.items() if key != "offsets")
+        return "no provenance: the task does not map info"
+    said = dict(result.info)
+    try:
+        return (
+            f"{said['vfm']} version {said['version']} generation {said['generation']}, in a batch of "
+            f"{said['batch_rows']} rows of {said['batch_vfms']} vFMs, queue {said['queue_us'] / 1e3:.1f} ms, "
+            f"compute {said['compute_us'] / 1e3:.1f} ms"
+        )
+    except KeyError:  # another version's fields: as they are
+        return json.dumps(said)

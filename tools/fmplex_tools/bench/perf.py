@@ -69,7 +69,8 @@ class Row:
     p95_ms: float
     p99_ms: float
     server_queue_ms: float
-    """As Triton counts it: waiting for the model's turn. FMplex's own queue is inside compute; see ``info``."""
+    """As Triton counts it: waiting for the FM host to take the request. FMplex's own queue and compute come after that
+    (the host answers later), and are in each answer's ``info``."""
     server_compute_ms: float
 
 
@@ -149,7 +150,8 @@ def measure(binary: PerfAnalyzer, load: Load, texts: Sequence[str], *, pair: boo
         code, out, err = _run(command, binary.environment(), load.seconds + GRACE_S)
         if code != 0 or not figures.is_file():
             said = " ".join(line.strip() for line in (err or out).splitlines() if line.strip())
-            raise FMplexError(f"{load.task}: perf_analyzer failed (exit code {code}): {said[-600:]}")
+            hint = " (more --seconds)" if "larger time window" in said else ""
+            raise FMplexError(f"{load.task}: perf_analyzer failed (exit code {code}): {said[-600:]}{hint}")
         return parse(load, figures.read_text(encoding="utf-8"), out)
 
 
