@@ -17,7 +17,8 @@ RUN pip install --no-cache-dir --no-deps --force-reinstall .
 
 # Not root: the image has uid 1000 as triton-server. The repository that is mounted must be writable for it, or set
 # `user:` in docker-compose.yml to its owner.
-ENV FMPLEX_CACHE=/var/cache/fmplex
+ENV FMPLEX_CACHE=/var/cache/fmplex \
+    HF_HOME=/var/cache/fmplex/huggingface
 RUN mkdir -p /models "$FMPLEX_CACHE" && chown -R 1000:1000 /models "$FMPLEX_CACHE"
 USER 1000:1000
 VOLUME ["/var/cache/fmplex"]

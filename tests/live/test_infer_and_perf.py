@@ -54,11 +54,9 @@ def test_infer_says_what_is_wrong(server: Any, arguments: list[str], message: st
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_the_real_perf_analyzer(server: Any, protocol: str) -> None:
-    done = runner.invoke(
-        app,
-        ["bench", "perf", "review_polarity", "guardrail", "--url", getattr(server, protocol), "--protocol", protocol]
-        + ["--concurrency", "1,4", "--seconds", "3", "--json"],
-    )
+    where = ["--url", getattr(server, protocol), "--protocol", protocol]
+    how = ["--concurrency", "1,4", "--seconds", "3", "--json"]
+    done = runner.invoke(app, ["bench", "perf", "review_polarity", "guardrail", *where, *how])
     assert done.exit_code == 0, done.output
     rows = json.loads(done.stdout)
     assert [(row["task"], row["concurrency"]) for row in rows] == [
