@@ -43,7 +43,7 @@ class Worker:
         """Take a packed generation; one that cannot be served leaves nothing behind."""
         try:
             n_bytes = self._load(message)
-        except FMplexError as error:
+        except (FMplexError, OSError) as error:
             return GenerationLoaded(message.generation, str(error))
         return GenerationLoaded(message.generation, None, n_bytes)
 
@@ -81,7 +81,7 @@ class Worker:
     def run(self, message: RunBatch) -> BatchDone:
         """Run one batch. Every row is answered in exactly one group, with an answer or with an error."""
         start = time.perf_counter()
-        keys = [key if self._generations[key].has_adapter else None for key in message.generations]
+        keys = [key if self._has_adapter(key) else None for key in message.generations]
         with torch.inference_mode():
             inputs = self.backbone.collate(message.rows)
             with self._bank.batch(keys):
@@ -93,8 +93,13 @@ class Worker:
             groups = [self._answer(key, rows, features, lengths) for key, rows in members.items()]
         return BatchDone(message.batch, groups, time.perf_counter() - start)
 
+    def _has_adapter(self, key: int) -> bool:
+        return key in self._generations and self._generations[key].has_adapter
+
     def _answer(self, key: int, rows: list[int], features: Features, lengths: list[int]) -> GroupAnswer:
-        generation = self._generations[key]
+        generation = self._generations.get(key)
+        if generation is None:
+            return GroupAnswer(key, rows, {}, dict.fromkeys(rows, f"generation {key} is not in this engine"))
         index = torch.tensor(rows, device=self._device)
         try:
             raw = generation.projection(features, index).float().cpu()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +20,7 @@ from fmplex_backend.host.engine_process import EngineProcess
 from fmplex_backend.host.intake import Intake, is_status
 from fmplex_backend.host.registry import Registry
 from fmplex_backend.host.requests import Ask, Pending, Reply
+from fmplex_backend.host.work_dir import WorkDir
 from fmplex_backend.repository.config import CONFIG_FILE, FMSettings, fm_settings, read_config
 from fmplex_backend.repository.sockets import STATUS_OUTPUT
 from fmplex_backend.scheduling.fifo import FifoQueue
@@ -42,7 +41,7 @@ class FMHost:
         self._repository = repository
         self._log = log
         self.settings = settings or fm_settings(fm, read_config(repository / fm / CONFIG_FILE))
-        self._work_dir = Path(tempfile.mkdtemp(prefix=f"fmplex-{fm}-"))
+        self._work_dir = WorkDir(fm)
         engines = [EngineProcess(device, self.settings) for device in self.settings.engines.split(",")]
         self._replies: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._dispatcher = Dispatcher(FifoQueue(self.settings.max_batch_rows), engines, self._finished, log)
@@ -55,10 +54,10 @@ class FMHost:
         try:
             self.facts = self._dispatcher.start()
         except FMplexError as error:
-            shutil.rmtree(self._work_dir, ignore_errors=True)
+            self._work_dir.close()
             raise EngineFailure(f"physical FM {self.fm!r}: {error}") from None
         self.registry = Registry(
-            self._repository, self.fm, self.settings, self.facts, self._dispatcher, self._work_dir, self._log
+            self._repository, self.fm, self.settings, self.facts, self._dispatcher, self._work_dir.path, self._log
         )
         self._intake = Intake(self.fm, TextEncoder(self.facts), self.registry, self._dispatcher)
         self.registry.scan(settled=True)
@@ -75,7 +74,7 @@ class FMHost:
             self._replies.put(None)
         for thread in self._threads:
             thread.join()
-        shutil.rmtree(self._work_dir, ignore_errors=True)
+        self._work_dir.close()
 
     def ask(self, ask: Ask) -> None:
         """Take a request; its one reply goes to ``ask.respond``, from another thread. Never raises."""

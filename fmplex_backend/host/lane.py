@@ -119,10 +119,7 @@ class Lane:
         while not self._desk.wait_stopping(pause):
             try:
                 self.engine.start(START_TIMEOUT)
-                for message in self._live.values():
-                    loaded = self.engine.call(message, GenerationLoaded, ANSWER_TIMEOUT)
-                    if loaded.error is not None:
-                        raise EngineDied(f"vFM {message.vfm!r} cannot be loaded again: {loaded.error}")
+                self._reload()
             except FMplexError as error:
                 pause = min(LONGEST_PAUSE, max(0.5, 2 * pause))
                 self._log(f"{error}; trying again in {pause:.1f} s")
@@ -130,6 +127,13 @@ class Lane:
             else:
                 return True
         return False
+
+    def _reload(self) -> None:
+        for message in list(self._live.values()):
+            loaded = self.engine.call(message, GenerationLoaded, ANSWER_TIMEOUT)
+            if loaded.error is not None:  # its rows are answered with an error; the other vFMs are served
+                del self._live[message.generation]
+                self._log(f"defect: vFM {message.vfm!r} cannot be loaded again: {loaded.error}")
 
     def refuse_commands(self) -> None:
         """At the end: nobody will carry out what is still asked."""

@@ -1,0 +1,170 @@
+"""``fmplex serve`` and ``fmplex check`` as a user runs them, on a small random backbone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from support.live import wait_for
+from support.recipes import RECIPES, write_vfm
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from fmplex_backend.repository.config import CONFIG_FILE, write_config
+from fmplex_tools.server.process import free_ports
+from fmplex_tools.serving import fetch_status
+
+pytestmark = pytest.mark.live
+
+FMPLEX = [sys.executable, "-m", "fmplex_tools.cli"]
+
+
+@pytest.fixture
+def small_repository(tmp_path: Path, tiny_backbone: Path) -> Path:
+    """Physical FM ``tiny`` with one good vFM and one whose weight is wrong."""
+    repository = tmp_path / "repository"
+    (repository / "tiny" / "1").mkdir(parents=True)
+    config = ModelConfig(backend="fmplex", max_batch_size=64)
+    config.parameters["backbone"].string_value = str(tiny_backbone)
+    config.parameters["engines"].string_value = "cpu,cpu"
+    config.parameters["threads"].string_value = "1"
+    write_config(repository / "tiny" / CONFIG_FILE, config)
+    write_vfm(repository, "good", 0, RECIPES["lora_qv_4"], tiny_backbone, fm="tiny")
+    write_vfm(repository, "bad", 1, RECIPES["bare_two"], tiny_backbone, fm="tiny", parameters={"weight": "0"})
+    return repository
+
+
+class Served:
+    """A running ``fmplex serve`` and what it has printed so far."""
+
+    def __init__(self, repository: Path, *options: str) -> None:
+        self.ports = free_ports(3)
+        names = ("--http-port", "--grpc-port", "--metrics-port")
+        where = [part for name, port in zip(names, self.ports, strict=True) for part in (name, str(port))]
+        log = repository.parent / "server.log"
+        self.process = subprocess.Popen(
+            [*FMPLEX, "serve", "-r", str(repository), "--log-file", str(log), *where, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"COLUMNS": "200", "NO_COLOR": "1"},
+        )
+        self.printed = ""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.printed += line
+
+    @property
+    def http(self) -> str:
+        return f"127.0.0.1:{self.ports[0]}"
+
+    def wait_ready(self) -> None:
+        wait_for(lambda: "ready in" in self.printed or self.process.poll() is not None, 120, "serve is ready")
+        assert "ready in" in self.printed, self.printed
+
+    def finish(self) -> int:
+        code = self.process.wait(60)
+        self._reader.join()
+        return code
+
+
+@contextmanager
+def serving(repository: Path, *options: str) -> Iterator[Served]:
+    """``fmplex serve``, ended whatever happens in the block."""
+    served = Served(repository, *options)
+    try:
+        yield served
+    finally:
+        if served.process.poll() is None:
+            served.process.send_signal(signal.SIGTERM)
+        served.finish()
+
+
+@pytest.mark.parametrize("mode", ["poll", "explicit"])
+def test_serve_shows_what_it_serves_and_ctrl_c_leaves_nothing(small_repository: Path, mode: str) -> None:
+    with serving(small_repository, "--mode", mode) as served:
+        served.wait_ready()
+        assert "good" in served.printed
+        assert "vFM 'bad': parameter 'weight' is '0'" in served.printed
+        assert "fmplex infer good" in served.printed
+        status = fetch_status(served.http, "tiny")
+        assert len(set(status["engine_pids"])) == 2, "one engine process a device"
+        tree = psutil.Process(served.process.pid).children(recursive=True)
+        assert len(tree) >= 4, "tritonserver, stub and two engines"
+        answer = subprocess.run(
+            [*FMPLEX, "infer", "good", "hello", "--url", served.http], capture_output=True, text=True, check=False
+        )
+        assert answer.returncode == 0, answer.stderr
+        assert "L" in answer.stdout
+        served.process.send_signal(signal.SIGINT)
+        assert served.finish() == 0
+        assert "no process is left" in served.printed
+        _, alive = psutil.wait_procs(tree, timeout=5)
+        assert not alive
+
+
+def test_no_process_outlives_a_killed_serve(small_repository: Path) -> None:
+    with serving(small_repository) as served:
+        served.wait_ready()
+        tree = psutil.Process(served.process.pid).children(recursive=True)
+        served.process.kill()
+        _, alive = psutil.wait_procs(tree, timeout=20)
+        assert not alive
+
+
+def test_serve_ends_and_says_why_when_tritonserver_dies(small_repository: Path) -> None:
+    with serving(small_repository) as served:
+        served.wait_ready()
+        server = psutil.Process(served.process.pid).children()[0]
+        server.kill()
+        assert served.finish() == 1
+        assert "tritonserver ended by itself with code -9" in served.printed
+
+
+def test_a_taken_port_is_an_error_at_once(small_repository: Path) -> None:
+    with serving(small_repository) as first:
+        first.wait_ready()
+        started = time.monotonic()
+        second = subprocess.run(
+            [*FMPLEX, "serve", "-r", str(small_repository), "--http-port", str(first.ports[0])],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert second.returncode == 1
+        assert f"port {first.ports[0]}" in second.stderr
+        assert time.monotonic() - started < 30
+        assert fetch_status(first.http, "tiny")["vfms"], "the first one is undisturbed"
+
+
+def test_a_backbone_that_is_not_there_is_named(small_repository: Path) -> None:
+    config = ModelConfig(backend="fmplex", max_batch_size=8)
+    config.parameters["backbone"].string_value = "/nowhere/backbone"
+    write_config(small_repository / "tiny" / CONFIG_FILE, config)
+    for command in ("serve", "check"):
+        run = subprocess.run(
+            [*FMPLEX, command, "-r", str(small_repository)], capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 1
+        assert "backbone '/nowhere/backbone': no such folder" in run.stderr
+
+
+def test_check_says_what_the_server_says(small_repository: Path) -> None:
+    check = subprocess.run([*FMPLEX, "check", "-r", str(small_repository)], capture_output=True, text=True, check=False)
+    assert check.returncode == 1
+    with serving(small_repository) as served:
+        served.wait_ready()
+        bad = next(vfm for vfm in fetch_status(served.http, "tiny")["vfms"] if vfm["name"] == "bad")
+    assert bad["reason"] in check.stderr
