@@ -1,0 +1,54 @@
+"""Making and looking after vFMs: the Python API behind ``fmplex task``.
+
+::
+
+    from pathlib import Path
+    from fmplex_tools.tasks import Columns, TaskOptions, create_task, read_examples
+
+    examples = read_examples(Path("mails.csv"), Columns(text="body", label="folder"))
+    result = create_task(Path("model_repository"), "mail_folder", examples, TaskOptions(max_rows=2000))
+    print(result.artifact.quality)
+
+What trains is imported only when it is used: listing or removing a vFM loads no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fmplex_tools.tasks.data import Columns, Examples, read_examples
+from fmplex_tools.tasks.manage import TaskInfo, create_bundle, list_tasks, remove_task, set_task, show_task
+from fmplex_tools.tasks.options import LoraOptions, TaskOptions
+
+if TYPE_CHECKING:
+    from fmplex_tools.tasks.importing import import_task
+
+    from fmplex_tools.tasks.api import TaskResult, create_task, train_task
+
+__all__ = [
+    "Columns",
+    "Examples",
+    "LoraOptions",
+    "TaskInfo",
+    "TaskOptions",
+    "TaskResult",
+    "create_bundle",
+    "create_task",
+    "import_task",
+    "list_tasks",
+    "read_examples",
+    "remove_task",
+    "set_task",
+    "show_task",
+    "train_task",
+]
+
+_NEEDS_TORCH = {"TaskResult": "api", "create_task": "api", "train_task": "api", "import_task": "importing"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NEEDS_TORCH:
+        from importlib import import_module
+
+        return getattr(import_module(f"fmplex_tools.tasks.{_NEEDS_TORCH[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

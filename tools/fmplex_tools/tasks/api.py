@@ -1,0 +1,322 @@
+"""Making tasks from data: `create_task` for a new vFM, `train_task` for a new version of one.
+
+Both run the same course: kind, split, features, head (and adapter), held-out quality, artifact, the server's own
+check of it, and one rename into the repository.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fmplex_backend.errors import FMplexError, InvalidInput, Refused
+from fmplex_backend.repository.artifact import Artifact, Pooling, Quality
+from fmplex_backend.repository.config import Policy, read_config
+from fmplex_backend.repository.packed import read_version
+from fmplex_tools.tasks import publish
+from fmplex_tools.tasks.artifact_writer import now, write_version
+from fmplex_tools.tasks.backbone import Backbone, Encoded, check_length, load_backbone, read_settings
+from fmplex_tools.tasks.data import Examples
+from fmplex_tools.tasks.evaluate import Score, mean_absolute_error, score
+from fmplex_tools.tasks.heads import Head, fit_head
+from fmplex_tools.tasks.kinds import Targets, encode
+from fmplex_tools.tasks.options import TaskOptions
+from fmplex_tools.tasks.prepare import Prepared, prepare_data
+from fmplex_tools.tasks.progress import Reporter
+from fmplex_tools.tasks.training import token_tags, train_lora
+
+DEFAULT_DIMENSIONS = 128
+MAX_BATCH_SIZE = 64
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What was made, and how good it is."""
+
+    name: str
+    version: int
+    port: int | None
+    """None for a new version: it keeps the vFM's port."""
+    artifact: Artifact
+    probe: Score | None
+    """What the frozen backbone reaches with a head alone (an embedding: by itself)."""
+    mean_absolute_error: float | None
+    """Regression only, in the target's unit."""
+    duplicates: int
+    """Rows left out because their text came before, or is held out."""
+    bytes_on_disk: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Learned:
+    head: Head | None
+    adapter: Any | None
+    score: Score | None
+    probe: Score | None
+    error: float | None
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One side of the split, as numbers."""
+
+    encoded: Encoded
+    targets: Targets
+
+
+def create_task(
+    repository: Path,
+    name: str,
+    examples: Examples,
+    options: TaskOptions | None = None,
+    *,
+    fm: str = "minilm",
+    parameters: dict[str, str] | None = None,
+    backbone: Backbone | None = None,
+    reporter: Reporter | None = None,
+) -> TaskResult:
+    """Train a new vFM on ``examples`` and put it into ``repository`` on the lowest free port of ``fm``.
+
+    ``parameters`` is its policy (``weight``, ``max_queue_size`` …), ``backbone`` one that is loaded already. Raises
+    `FMplexError` naming what is wrong, before anything is written where that can be told before.
+    """
+    started = time.monotonic()
+    options = options or TaskOptions()
+    publish.check_name(name)
+    publish.check_free(repository, name)
+    parameters = dict(parameters or {})
+    Policy.parse(parameters, f"vFM {name!r}")
+    settings = read_settings(repository, fm)
+    prepared = prepare_data(examples, options)
+    backbone = backbone or load_backbone(repository, fm)
+    check_length(backbone, options.encoder)
+    artifact, learned = _learn(backbone, prepared, options, reporter or Reporter())
+    with publish.staged(repository) as scratch:
+        width = _write_checked(scratch, artifact, learned, backbone, settings.max_adapter_rank)
+        size = _bytes(scratch / "version")
+        port = publish.publish_vfm(
+            repository,
+            name,
+            fm,
+            settings.ports,
+            scratch / "version",
+            artifact,
+            width,
+            max_batch_size=_batch_size(repository, fm),
+            parameters=parameters,
+        )
+    return _result(name, 1, port, artifact, learned, prepared, size, started)
+
+
+def train_task(
+    repository: Path,
+    name: str,
+    examples: Examples,
+    options: TaskOptions | None = None,
+    *,
+    backbone: Backbone | None = None,
+    reporter: Reporter | None = None,
+) -> TaskResult:
+    """Train a new version of the vFM ``name``; the versions before it stay, to go back to.
+
+    A new version answers with the same outputs: kind, labels and inputs must be those of the version it follows.
+    """
+    from fmplex_tools.tasks.manage import show_task  # manage knows nothing of training, so it imports without torch
+
+    started = time.monotonic()
+    info = show_task(repository, name)
+    if info.artifact is None or info.fm is None:
+        raise InvalidInput(f"{name!r} {info.problem or 'is a bundle; train one of its vFMs'}")
+    options = options or TaskOptions(kind=info.artifact.kind, encoder=info.artifact.encoder)
+    settings = read_settings(repository, info.fm)
+    prepared = prepare_data(examples, options)
+    _check_same_interface(name, info.artifact, prepared, options)
+    backbone = backbone or load_backbone(repository, info.fm)
+    check_length(backbone, options.encoder)
+    artifact, learned = _learn(backbone, prepared, options, reporter or Reporter())
+    with publish.staged(repository) as scratch:
+        width = _write_checked(scratch, artifact, learned, backbone, settings.max_adapter_rank)
+        if info.width is not None and width != info.width:
+            raise InvalidInput(
+                f"vFM {name!r} has {info.width} outputs, the new version {width}; pass --dimensions {info.width}"
+            )
+        size = _bytes(scratch / "version")
+        version = publish.publish_version(repository, name, scratch / "version")
+    return _result(name, version, None, artifact, learned, prepared, size, started)
+
+
+def _learn(
+    backbone: Backbone, prepared: Prepared, options: TaskOptions, reporter: Reporter
+) -> tuple[Artifact, _Learned]:
+    pooling = options.pooling_for(prepared.kind)
+    if prepared.train.labels is None:
+        learned = _Learned(None, None, None, None, None)
+    else:
+        train = _side(backbone, prepared, prepared.train, options)
+        test = _side(backbone, prepared, prepared.test, options)
+        learned = _train(backbone, train, test, pooling, options, reporter)
+    quality = None
+    if learned.score is not None:
+        quality = Quality(
+            metric=learned.score.metric,
+            value=round(learned.score.value, 4),
+            baseline_metric=learned.score.baseline_metric,
+            baseline=round(learned.score.baseline, 4),
+            train_rows=len(prepared.train),
+            test_rows=len(prepared.test),
+            split=prepared.split.rule,
+        )
+    artifact = Artifact(
+        kind=prepared.kind,
+        backbone=backbone.ref,
+        pooling=pooling,
+        head="linear" if learned.head is not None else "identity",
+        labels=None if prepared.kind == "embedding" else prepared.names,
+        threshold=options.threshold,
+        normalize=options.normalize and prepared.kind == "embedding",
+        adapter=learned.adapter is not None,
+        encoder=options.encoder,
+        quality=quality,
+        created=now(),
+        source=prepared.train.source or None,
+    )
+    return artifact, learned
+
+
+def _side(backbone: Backbone, prepared: Prepared, examples: Examples, options: TaskOptions) -> _Side:
+    words = prepared.kind == "token_classification"
+    encoded = backbone.encode(examples.texts, examples.pairs, options.encoder, words=words)
+    return _Side(encoded, encode(prepared.kind, examples, prepared.names, options.separator))
+
+
+def _train(
+    backbone: Backbone, train: _Side, test: _Side, pooling: Pooling, options: TaskOptions, reporter: Reporter
+) -> _Learned:
+    dimensions = options.dimensions or DEFAULT_DIMENSIONS
+    with reporter.stage("features", len(train.encoded) + len(test.encoded)) as advance:
+        known, flat = _features(backbone, train, pooling, None, advance)
+        held, held_flat = _features(backbone, test, pooling, None, advance)
+    with reporter.stage("head", 1) as advance:
+        probe = fit_head(known, flat, seed=options.seed, dimensions=dimensions)
+        advance(1)
+    if train.targets.kind == "embedding":
+        frozen = score(held_flat, held, flat, train_outputs=known)
+    else:
+        frozen = _score(probe, held, held_flat, known, flat, options)
+    if options.lora is None:
+        reached = _score(probe, held, held_flat, known, flat, options)
+        return _Learned(probe, None, reached, frozen, _error(probe, held, held_flat))
+    with reporter.stage("adapter", options.lora.epochs * len(train.encoded)) as advance:
+        trained = train_lora(
+            backbone,
+            train.encoded,
+            train.targets,
+            known,
+            probe,
+            pooling,
+            options.lora,
+            seed=options.seed,
+            report=advance,
+        )
+    indexed = train.targets.kind == "embedding"  # nearest neighbours look among the training rows
+    with reporter.stage("held-out rows", len(test.encoded) + (len(train.encoded) if indexed else 0)) as advance:
+        held, _ = _features(backbone, test, pooling, trained.model, advance)
+        if indexed:
+            known, _ = _features(backbone, train, pooling, trained.model, advance)
+    reached = _score(trained.head, held, held_flat, known, flat, options)
+    return _Learned(trained.head, trained.model, reached, frozen, _error(trained.head, held, held_flat))
+
+
+def _features(backbone: Backbone, side: _Side, pooling: Pooling, model: Any, advance: Any) -> tuple[Array, Targets]:
+    """Features and targets row by row; for token classification token by token, special tokens left out.
+
+    Training counts every token of a word; so does token accuracy.
+    """
+    if side.targets.kind != "token_classification":
+        return backbone.features(side.encoded, pooling, model=model, advance=advance), side.targets
+    values = cast(NDArray[Any], side.targets.values)
+    rows = backbone.token_features(side.encoded, model=model, advance=advance)
+    tags = [token_tags(side.encoded, row, values[row]) for row in range(len(side.encoded))]
+    kept = np.concatenate(tags) >= 0
+    flat = Targets(side.targets.kind, side.targets.names, np.concatenate(tags)[kept])
+    return np.concatenate(rows)[kept], flat
+
+
+def _score(head: Head, held: Array, targets: Targets, known: Array, train: Targets, options: TaskOptions) -> Score:
+    index = head.apply(known) if targets.kind == "embedding" else None
+    return score(targets, head.apply(held), train, threshold=options.threshold, train_outputs=index)
+
+
+def _error(head: Head, held: Array, targets: Targets) -> float | None:
+    if targets.kind != "regression" or targets.values is None:
+        return None
+    return mean_absolute_error(targets.values, head.apply(held))
+
+
+def _write_checked(scratch: Path, artifact: Artifact, learned: _Learned, backbone: Backbone, max_rank: int) -> int:
+    """Write the version and read it back as the server would; the width of its outputs."""
+    version = scratch / "version"
+    write_version(version, artifact, learned.head, learned.adapter)
+    return check_version(version, backbone, max_rank)
+
+
+def check_version(version: Path, backbone: Backbone, max_rank: int) -> int:
+    """The width of a written version's outputs. Raises `Refused` with the server's own words if it would not serve."""
+    try:
+        return read_version(version, version, backbone.facts, max_rank).width
+    except FMplexError as error:
+        raise Refused(f"the server would refuse this version: {error}") from error
+
+
+def _check_same_interface(name: str, old: Artifact, new: Prepared, options: TaskOptions) -> None:
+    remedy = f"make a new vFM with `fmplex task create`, or remove {name!r} first"
+    if new.kind != old.kind:
+        raise InvalidInput(f"vFM {name!r} is of kind {old.kind!r}, the data makes {new.kind!r}; {remedy}")
+    if old.labels is not None and new.names != old.labels:
+        changed = sorted(set(new.names) ^ set(old.labels))
+        raise InvalidInput(
+            f"vFM {name!r} answers with labels {', '.join(old.labels)}; the data differs in {', '.join(changed)}; "
+            f"{remedy}"
+        )
+    if options.encoder.pair != old.encoder.pair:
+        raise InvalidInput(f"vFM {name!r} takes {'a pair' if old.encoder.pair else 'one text'}; {remedy}")
+
+
+def _batch_size(repository: Path, fm: str) -> int:
+    limit = int(read_config(repository / fm / "config.pbtxt").max_batch_size)
+    return min(MAX_BATCH_SIZE, limit) if limit else MAX_BATCH_SIZE
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _result(
+    name: str,
+    version: int,
+    port: int | None,
+    artifact: Artifact,
+    learned: _Learned,
+    prepared: Prepared,
+    size: int,
+    started: float,
+) -> TaskResult:
+    return TaskResult(
+        name=name,
+        version=version,
+        port=port,
+        artifact=artifact,
+        probe=learned.probe,
+        mean_absolute_error=learned.error,
+        duplicates=prepared.split.duplicates,
+        bytes_on_disk=size,
+        seconds=time.monotonic() - started,
+    )

@@ -1,0 +1,161 @@
+"""The backbone as training sees it: the server's own text encoder and backbone, so that features are those it serves.
+
+What is added here is only what training needs: rows in batches of like length, a copy of the model for an adapter, and
+the linear layers that an adapter may be put on.
+"""
+
+from __future__ import annotations
+
+import copy
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fmplex_backend.backbones.base import Features
+from fmplex_backend.backbones.text import TextBackbone
+from fmplex_backend.encoders.text import TextEncoder
+from fmplex_backend.errors import InvalidInput, NotFound, Refused
+from fmplex_backend.messages import Tokens
+from fmplex_backend.repository.artifact import BackboneRef, EncoderSpec, Pooling
+from fmplex_backend.repository.config import CONFIG_FILE, FMSettings, fm_settings, is_physical, read_config
+from fmplex_backend.repository.layout import physical_fms
+
+FEATURE_BATCH_TOKENS = 2048
+"""Padded tokens of one batch without gradients."""
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows ready for the backbone."""
+
+    tokens: list[Tokens]
+    """Per row ``input_ids`` int32 [tokens] and, for a pair, ``token_type_ids``."""
+    words: list[list[int | None]] | None = None
+    """Per row and token the word (split at spaces) that it is of; None for a special token."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens per row, special tokens included."""
+        return np.array([len(row["input_ids"]) for row in self.tokens], np.int64)
+
+
+class Backbone:
+    """A physical FM's backbone in fp32. ``model`` is never changed: adapters go on a `fresh_model`."""
+
+    def __init__(self, spec: str) -> None:
+        """Load ``spec`` (see `fmplex_backend.backbones.source`). Raises `NotFound` or `Refused`."""
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._text = TextBackbone(spec, "fp32", str(self.device))
+        self._encoder = TextEncoder(self._text.facts)
+        self.facts = self._text.facts
+        self.ref = BackboneRef(name=spec, fingerprint=self.facts.fingerprint)
+        self.hidden = self.facts.hidden_size
+        self.model: Any = self._text.model
+
+    def fresh_model(self) -> Any:
+        """A copy of the bare model, for PEFT to put an adapter into."""
+        model = copy.deepcopy(self.model)
+        model.name_or_path = self.facts.spec  # what PEFT writes into adapter_config.json: no path of this machine
+        return model
+
+    def encode(
+        self, texts: Sequence[str], pairs: Sequence[str] | None, spec: EncoderSpec, *, words: bool = False
+    ) -> Encoded:
+        """Token ids by the server's own encoder; with ``words`` also the word of each token. Raises `InvalidInput`."""
+        rows = self._encoder.encode(
+            spec, [text.encode() for text in texts], None if pairs is None else [pair.encode() for pair in pairs]
+        )
+        if not words:
+            return Encoded([row.tokens for row in rows])
+        starts = [[0] + [place + 1 for place, char in enumerate(text) if char == " "] for text in texts]
+        of_word = [
+            [bisect_right(start, begin) - 1 if end > begin else None for begin, end in row.offsets]
+            for start, row in zip(starts, rows, strict=True)
+        ]
+        return Encoded([row.tokens for row in rows], of_word)
+
+    def collate(self, encoded: Encoded, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Padded tensors of ``rows``: int64 [rows, longest of them]."""
+        return self._text.collate([encoded.tokens[row] for row in rows])
+
+    def features(
+        self, encoded: Encoded, pooling: Pooling, *, model: Any = None, advance: Advance | None = None
+    ) -> NDArray[np.float32]:
+        """Pooled vectors, fp32 [rows, hidden], of ``model`` (by default the bare backbone)."""
+        out = np.empty((len(encoded), self.hidden), np.float32)
+        for rows, features in self._run(encoded, model, advance):
+            out[rows] = features.pooled(pooling).cpu().numpy()
+        return out
+
+    def token_features(
+        self, encoded: Encoded, *, model: Any = None, advance: Advance | None = None
+    ) -> list[NDArray[np.float32]]:
+        """One fp32 [tokens of the row, hidden] a row, special tokens included."""
+        found: dict[int, NDArray[np.float32]] = {}
+        lengths = encoded.lengths()
+        for rows, features in self._run(encoded, model, advance):
+            for place, row in enumerate(rows):
+                found[row] = features.hidden[place, : lengths[row]].float().cpu().numpy()
+        return [found[row] for row in range(len(encoded))]
+
+    @torch.inference_mode()
+    def _run(self, encoded: Encoded, model: Any, advance: Advance | None) -> Iterator[tuple[list[int], Features]]:
+        model = self.model if model is None else model
+        for rows in batches_by_length(encoded.lengths(), FEATURE_BATCH_TOKENS):
+            inputs = self.collate(encoded, rows)
+            hidden = model(**inputs).last_hidden_state
+            yield rows, Features(hidden, inputs["attention_mask"], inputs)
+            if advance is not None:
+                advance(len(rows))
+
+
+def batches_by_length(lengths: NDArray[np.int64], most_tokens: int) -> Iterator[list[int]]:
+    """Row indices in batches of like length, longest first, each of at most ``most_tokens`` padded tokens."""
+    order = np.argsort(-lengths, kind="stable").tolist()
+    while order:
+        size = max(1, most_tokens // max(int(lengths[order[0]]), 1))
+        yield order[:size]
+        order = order[size:]
+
+
+def load_backbone(repository: Path, fm: str) -> Backbone:
+    """The backbone of the physical FM ``fm``. Raises `NotFound` with the FMs that there are, or `Refused`."""
+    return Backbone(read_settings(repository, fm).backbone)
+
+
+def read_settings(repository: Path, fm: str) -> FMSettings:
+    """The settings of the physical FM ``fm``. Raises `NotFound` or `Refused`."""
+    path = repository / fm / CONFIG_FILE
+    if not path.is_file() or not is_physical(config := read_config(path)):
+        known = ", ".join(physical_fms(repository)) or "none"
+        raise NotFound(f"no physical FM {fm!r} in {repository}; there is {known}")
+    return fm_settings(fm, config)
+
+
+def linear_layers(backbone: Backbone) -> dict[str, list[str]]:
+    """Path inside a block → full names of the linear layers that an adapter may touch, e.g. ``output.dense``."""
+    found: dict[str, list[str]] = {}
+    for name in backbone.facts.layers:
+        parts = name.split(".")
+        numbers = [place for place, part in enumerate(parts) if part.isdigit()]
+        if numbers:  # only layers inside the numbered blocks: a pooler does not change hidden states
+            found.setdefault(".".join(parts[numbers[0] + 1 :]), []).append(name)
+    if not found:
+        raise Refused(f"backbone {backbone.facts.spec!r} has no linear layers inside numbered blocks; LoRA needs some")
+    return found
+
+
+def check_length(backbone: Backbone, spec: EncoderSpec) -> None:
+    """Raise `InvalidInput` where the encoder would let rows be longer than the backbone takes."""
+    if spec.max_length is not None and spec.max_length > backbone.facts.max_length:
+        raise InvalidInput(f"--max-length {spec.max_length} exceeds the backbone's {backbone.facts.max_length} tokens")

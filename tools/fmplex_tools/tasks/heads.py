@@ -1,0 +1,166 @@
+"""Linear heads on frozen features, by well-kept methods.
+
+Every head is fitted on standardized features and folded into one affine map, so that serving computes
+``features @ weight.T + bias`` and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fmplex_tools.tasks.kinds import Targets
+
+Array = NDArray[np.float32]
+CLASSIFIER_C = (0.003, 0.01, 0.03, 0.1, 0.3)
+"""Inverse strengths of regularization that are tried, on standardized features."""
+RIDGE_ALPHAS = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
+PROJECTION_STEPS = 300
+PROJECTION_ROWS = 256
+TEMPERATURE = 0.1
+
+
+@dataclass(frozen=True)
+class Head:
+    """An affine map of fp32 features: ``weight`` [outputs, hidden], ``bias`` [outputs]."""
+
+    weight: Array
+    bias: Array
+
+    def apply(self, features: Array) -> Array:
+        """[n, hidden] to [n, outputs]."""
+        return features @ self.weight.T + self.bias
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """Standardization of features, fitted on training rows: ``(x - mean) / scale``."""
+
+    mean: Array
+    scale: Array
+
+    @classmethod
+    def fit(cls, features: Array) -> Scaler:
+        """Mean and standard deviation per column; a constant column is left as it is."""
+        scale = features.std(0)
+        return cls(features.mean(0), np.where(scale > 1e-6, scale, 1).astype(np.float32))
+
+    def apply(self, features: Array) -> Array:
+        """Standardized features."""
+        return ((features - self.mean) / self.scale).astype(np.float32)
+
+    def fold(self, weight: NDArray[Any], bias: NDArray[Any]) -> Head:
+        """The head on raw features that equals ``weight``, ``bias`` on standardized ones."""
+        folded = weight / self.scale
+        return Head(folded.astype(np.float32), (bias - folded @ self.mean).astype(np.float32))
+
+
+def fit_head(features: Array, targets: Targets, *, seed: int, dimensions: int = 128) -> Head:
+    """The head of ``targets.kind`` on frozen ``features`` [n, hidden] (per token for token classification)."""
+    assert targets.values is not None
+    scaler = Scaler.fit(features)
+    x, y = scaler.apply(features), targets.values
+    if targets.kind == "regression":
+        return _regression(x, y, scaler)
+    if targets.kind == "multi_label":
+        weights, biases = zip(*(_binary(x, y[:, label], seed) for label in range(y.shape[1])), strict=True)
+        return scaler.fold(np.stack(weights), np.array(biases))
+    if targets.kind == "embedding":
+        return fit_projection(features, y, dimensions, seed)
+    return scaler.fold(*_classifier(x, y, targets.width, seed))
+
+
+def _logistic(c: float) -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=c, max_iter=300, tol=1e-3)
+
+
+def _best_c(x: Array, y: NDArray[Any], seed: int, most_rows: int = 4000) -> float:
+    """The strength of regularization that predicts a fifth of the training rows best by log-likelihood."""
+    from sklearn.metrics import log_loss
+
+    order = np.random.default_rng(seed).permutation(len(x))[:most_rows]
+    held, kept = order[: len(order) // 5], order[len(order) // 5 :]
+    labels = np.unique(y[kept])
+    held = held[np.isin(y[held], labels)]
+    if len(labels) < 2 or len(held) == 0:
+        return CLASSIFIER_C[len(CLASSIFIER_C) // 2]
+    losses = []
+    for c in CLASSIFIER_C:
+        model = _logistic(c).fit(x[kept], y[kept])
+        losses.append(log_loss(y[held], model.predict_proba(x[held]), labels=model.classes_))
+    return CLASSIFIER_C[int(np.argmin(losses))]
+
+
+def _classifier(x: Array, y: NDArray[Any], width: int, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    model = _logistic(_best_c(x, y, seed)).fit(x, y)
+    if width == 2:  # one score z says the same as two logits -z/2, z/2
+        return np.vstack([-model.coef_, model.coef_]) / 2, np.concatenate([-model.intercept_, model.intercept_]) / 2
+    return model.coef_, model.intercept_
+
+
+def _binary(x: Array, y: NDArray[Any], seed: int) -> tuple[NDArray[Any], float]:
+    model = _logistic(_best_c(x, y, seed)).fit(x, y)
+    return model.coef_[0], float(model.intercept_[0])
+
+
+def _regression(x: Array, y: Array, scaler: Scaler) -> Head:
+    from sklearn.linear_model import RidgeCV
+
+    model = RidgeCV(alphas=RIDGE_ALPHAS).fit(x, y[:, 0])
+    return scaler.fold(model.coef_[None, :], np.array([model.intercept_]))
+
+
+def fit_projection(features: Array, labels: NDArray[Any], dimensions: int, seed: int) -> Head:
+    """A projection in which rows of one label lie together: supervised contrastive loss, Adam, class-balanced batches.
+
+    It starts from the first principal directions, so that it is never worse than a mere reduction of dimensions.
+    """
+    scaler = Scaler(features.mean(0), np.full(features.shape[1], features.std(), np.float32))
+    x, y = torch.from_numpy(scaler.apply(features)), torch.from_numpy(labels)
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.linalg.svd(x[torch.randperm(len(x), generator=generator)[:4000]], full_matrices=False).Vh
+    missing = max(dimensions - len(directions), 0)
+    random = torch.randn(missing, x.shape[1], generator=generator) * x.shape[1] ** -0.5
+    weight = torch.cat([directions[:dimensions], random]).clone().requires_grad_(True)
+    optimizer = torch.optim.AdamW([weight], lr=2e-3, weight_decay=1e-2)
+    rows_by_label = [torch.nonzero(y == label).flatten() for label in torch.unique(y)]
+    for _ in range(PROJECTION_STEPS):
+        rows = balanced_rows(rows_by_label, PROJECTION_ROWS, generator)
+        loss = contrastive_loss(x[rows] @ weight.T, y[rows])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return scaler.fold(weight.detach().numpy(), np.zeros(dimensions, np.float32))
+
+
+def balanced_rows(rows_by_label: Sequence[torch.Tensor], size: int, generator: torch.Generator) -> torch.Tensor:
+    """About ``size`` rows: 4 or more of each of some labels, so that every row has company."""
+    most_labels = max(2, size // 8)
+    chosen = torch.randperm(len(rows_by_label), generator=generator)[:most_labels].tolist()
+    each = max(size // len(chosen), 4)
+    picked = []
+    for label in chosen:
+        rows = rows_by_label[label]
+        picked.append(rows[torch.randperm(len(rows), generator=generator)[:each]])
+    return torch.cat(picked)
+
+
+def contrastive_loss(vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Supervised contrastive loss (Khosla et al. 2020) of [n, d] vectors, which are scaled to unit length here."""
+    unit = torch.nn.functional.normalize(vectors, dim=-1)
+    similar = unit @ unit.T / TEMPERATURE
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    similar = similar.masked_fill(itself, float("-inf"))
+    log_share = similar - torch.logsumexp(similar, dim=1, keepdim=True)
+    same = (labels[:, None] == labels[None, :]) & ~itself
+    company = same.sum(1)
+    alone = company == 0
+    mean = torch.where(same, log_share, torch.zeros(())).sum(1) / company.clamp(min=1)
+    return -mean[~alone].mean() if bool((~alone).any()) else log_share.new_zeros((), requires_grad=True)
