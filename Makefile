@@ -35,12 +35,12 @@ $(BIN)/python:
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@echo "installing into $(VENV); the first time this takes a few minutes"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tools]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tools,embedded]'
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
 	@echo "installing into $(VENV); the first time this takes a few minutes"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tools,test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tools,embedded,test]'
 	@touch $@ $(VENV)/.installed
 
 # Removes what these verbs made here; the fetched packages in the user's cache stay.
