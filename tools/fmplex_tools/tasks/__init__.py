@@ -21,9 +21,8 @@ from fmplex_tools.tasks.manage import TaskInfo, create_bundle, list_tasks, remov
 from fmplex_tools.tasks.options import LoraOptions, TaskOptions
 
 if TYPE_CHECKING:
-    from fmplex_tools.tasks.importing import import_task
-
     from fmplex_tools.tasks.api import TaskResult, create_task, train_task
+    from fmplex_tools.tasks.importing import import_task
 
 __all__ = [
     "Columns",

@@ -110,7 +110,7 @@ def create_task(
             scratch / "version",
             artifact,
             width,
-            max_batch_size=_batch_size(repository, fm),
+            max_batch_size=model_batch_size(repository, fm),
             parameters=parameters,
         )
     return _result(name, 1, port, artifact, learned, prepared, size, started)
@@ -290,7 +290,8 @@ def _check_same_interface(name: str, old: Artifact, new: Prepared, options: Task
         raise InvalidInput(f"vFM {name!r} takes {'a pair' if old.encoder.pair else 'one text'}; {remedy}")
 
 
-def _batch_size(repository: Path, fm: str) -> int:
+def model_batch_size(repository: Path, fm: str) -> int:
+    """Most rows of one request: the physical FM's own limit, at most `MAX_BATCH_SIZE`."""
     limit = int(read_config(repository / fm / "config.pbtxt").max_batch_size)
     return min(MAX_BATCH_SIZE, limit) if limit else MAX_BATCH_SIZE
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers.utils.logging import disable_progress_bar
 
 from fmplex_backend.backbones.base import Features
 from fmplex_backend.backbones.text import TextBackbone
@@ -55,6 +56,7 @@ class Backbone:
     def __init__(self, spec: str) -> None:
         """Load ``spec`` (see `fmplex_backend.backbones.source`). Raises `NotFound` or `Refused`."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        disable_progress_bar()  # loading shows a bar of its own, across ours
         self._text = TextBackbone(spec, "fp32", str(self.device))
         self._encoder = TextEncoder(self._text.facts)
         self.facts = self._text.facts

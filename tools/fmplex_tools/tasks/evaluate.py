@@ -73,7 +73,8 @@ def nearest_neighbour(index: Array, labels: NDArray[Any], queries: Array, truth:
 
 
 def _unit(rows: Array) -> Array:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    unit: Array = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return unit
 
 
 def _r2(truth: Array, outputs: Array) -> float:

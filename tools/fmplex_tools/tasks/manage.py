@@ -126,7 +126,7 @@ def _width(config: VfmConfig, folder: Path, version: int | None) -> int | None:
         if socket in ("vector", "matrix") and dims and dims[-1] > 0:
             return dims[-1]
     try:
-        with safe_open(folder / str(version) / HEAD_FILE, framework="numpy") as tensors:  # type: ignore[no-untyped-call]
+        with safe_open(folder / str(version) / HEAD_FILE, framework="numpy") as tensors:
             return int(tensors.get_slice("weight").get_shape()[0])
     except (OSError, SafetensorError):
         return None

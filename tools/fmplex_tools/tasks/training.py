@@ -8,6 +8,7 @@ has it natively; what is kept, and all that is reported, is fp32.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -71,10 +72,10 @@ def target_modules(backbone: Backbone, options: LoraOptions) -> tuple[str, ...]:
     return options.target_modules
 
 
-def adapter_bf16(device: torch.device) -> bool:
+def native_bf16(device: torch.device) -> bool:
     """Whether bf16 is native on ``device``: emulated, it is slower than fp32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
@@ -100,7 +101,9 @@ def train_lora(
 
     torch.manual_seed(seed)
     # Not in train mode: the backbone's own dropout costs a third of the time on a CPU and gains nothing in few epochs.
-    model = get_peft_model(backbone.fresh_model(), lora_config(backbone, options)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT reads an attribute that transformers renamed
+        model = get_peft_model(backbone.fresh_model(), lora_config(backbone, options)).eval()
     module = _HeadModule(probe, Scaler.fit(features), targets).to(backbone.device)
     adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -114,7 +117,7 @@ def train_lora(
     running: float | None = None
     for rows in _batches(targets, encoded.lengths(), options, seed):
         batch = backbone.collate(encoded, rows)
-        with torch.autocast(backbone.device.type, torch.bfloat16, enabled=adapter_bf16(backbone.device)):
+        with torch.autocast(backbone.device.type, torch.bfloat16, enabled=native_bf16(backbone.device)):
             hidden = model(**batch).last_hidden_state
         loss = module.loss(Features(hidden.float(), batch["attention_mask"], batch), rows, encoded, pooling)
         optimizer.zero_grad()

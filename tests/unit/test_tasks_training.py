@@ -1,0 +1,294 @@
+"""Training, evaluating, importing: on a tiny random BERT, through the same code as the real one.
+
+The definition of correct is plain transformers + PEFT: what a written version computes is compared with it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedTokenizerFast,
+)
+from typer.testing import CliRunner
+
+from fmplex_backend.errors import InvalidInput, NotFound, Refused
+from fmplex_backend.repository.artifact import EncoderSpec
+from fmplex_backend.repository.config import CONFIG_FILE
+from fmplex_tools.task_cli import app
+from fmplex_tools.tasks import Examples, LoraOptions, TaskOptions, create_task, import_task, show_task, train_task
+from fmplex_tools.tasks.backbone import Backbone
+from fmplex_tools.tasks.evaluate import micro_f1, nearest_neighbour
+from fmplex_tools.tasks.importing import ImportOptions
+from fmplex_tools.tasks.publish import staging_root
+
+GOOD, BAD, FILLER = ("good", "great", "fine"), ("bad", "poor", "awful"), ("film", "food", "day", "book", "game", "song")
+SHORT = TaskOptions(encoder=EncoderSpec(max_length=12))
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    """A random BERT of two layers with a word-piece vocabulary of the test's own words."""
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *GOOD, *BAD, *FILLER, *map(str, range(60)), "a", "the", "##s"]
+    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=32, model_input_names=names, **special
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=32,
+        initializer_range=0.2,
+    )
+    BertModel(config).eval().save_pretrained(folder)
+    return Backbone(str(folder))
+
+
+@pytest.fixture
+def repository(tmp_path: Path, backbone: Backbone) -> Path:
+    folder = tmp_path / "models"
+    (folder / "toy" / "1").mkdir(parents=True)
+    parameters = f'parameters {{ key: "backbone" value {{ string_value: "{backbone.facts.spec}" }} }}'
+    (folder / "toy" / CONFIG_FILE).write_text(f'backend: "fmplex"\nmax_batch_size: 32\n{parameters}\n')
+    return folder
+
+
+def _rows(count: int = 120, seed: int = 0) -> list[tuple[str, str]]:
+    chance = random.Random(seed)
+    rows = []
+    for number in range(count):
+        label = "good" if number % 2 else "bad"
+        words = [*chance.sample(FILLER, 2), chance.choice(GOOD if label == "good" else BAD), str(number % 60)]
+        chance.shuffle(words)
+        rows.append((" ".join(words), label))
+    return rows
+
+
+def _polarity(count: int = 120) -> Examples:
+    rows = _rows(count)
+    return Examples(tuple(text for text, _ in rows), tuple(label for _, label in rows), source="toy rows")
+
+
+def _plain(backbone: Backbone, version: Path, texts: list[str], length: int) -> np.ndarray:
+    """Outputs by plain transformers and PEFT, one row at a time, from the files alone."""
+    model = AutoModel.from_pretrained(backbone.facts.spec)
+    if (version / "adapter").is_dir():
+        model = PeftModel.from_pretrained(model, str(version / "adapter"))
+    tokenizer = AutoTokenizer.from_pretrained(backbone.facts.spec)
+    head = load_file(version / "head.safetensors")
+    rows = []
+    with torch.inference_mode():
+        for text in texts:
+            inputs = tokenizer(text, truncation=True, max_length=length, return_tensors="pt")
+            pooled = model.eval()(**inputs).last_hidden_state.mean(1)[0].numpy()
+            rows.append(head["weight"] @ pooled + head["bias"])
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("lora", [None, LoraOptions(rank=4, target_modules=("all-linear",), layers=(1,), epochs=3)])
+def test_a_classifier_beats_the_majority_and_equals_plain_peft(
+    repository: Path, backbone: Backbone, lora: LoraOptions | None
+) -> None:
+    options = TaskOptions(lora=lora, encoder=EncoderSpec(max_length=12))
+    result = create_task(repository, "polarity", _polarity(), options, fm="toy", backbone=backbone)
+    quality = result.artifact.quality
+    assert quality is not None
+    assert result.artifact.kind == "classification"
+    assert result.port == 0
+    assert quality.value >= quality.baseline + 0.2
+    texts = [text for text, _ in _rows(seed=1)]
+    plain = _plain(backbone, repository / "polarity" / "1", texts, 12)
+    labels = np.array(result.artifact.labels)[plain.argmax(1)]
+    truth = np.array([label for _, label in _rows(seed=1)])
+    assert (labels == truth).mean() >= quality.baseline + 0.2
+    keys = load_file(repository / "polarity" / "1" / "adapter" / "adapter_model.safetensors") if lora else {}
+    assert all(key.startswith("base_model.model.encoder.layer.1.") for key in keys)
+    if lora:
+        config = json.loads((repository / "polarity" / "1" / "adapter" / "adapter_config.json").read_text())
+        assert config["task_type"] == "FEATURE_EXTRACTION"
+
+
+def test_training_leaves_the_backbone_as_it_was_and_repeats_exactly(repository: Path, backbone: Backbone) -> None:
+    before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
+    options = TaskOptions(lora=LoraOptions(rank=2, epochs=1), encoder=EncoderSpec(max_length=12))
+    for name in ("first", "second"):
+        create_task(repository, name, _polarity(), options, fm="toy", backbone=backbone)
+    after = backbone.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    first, second = (load_file(repository / name / "1" / "head.safetensors") for name in ("first", "second"))
+    assert np.array_equal(first["weight"], second["weight"])
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("kind", ["multi_label", "regression", "embedding", "token_classification"])
+def test_every_other_kind_beats_its_baseline(repository: Path, backbone: Backbone, kind: str, adapted: bool) -> None:
+    rows = _rows(160)
+    texts = tuple(text for text, _ in rows)
+    words = tuple(tuple(text.split()) for text in texts)
+    labels: dict[str, tuple[object, ...]] = {
+        "multi_label": tuple(
+            "|".join(word for word in ("film", "food", label) if word in f"{text} {label}") for text, label in rows
+        ),
+        "regression": tuple((1.0 if label == "good" else -1.0) + 0.01 * (len(text) % 7) for text, label in rows),
+        "embedding": tuple(label for _, label in rows),
+        "token_classification": tuple(
+            tuple("POL" if word in GOOD + BAD else "NUM" if word.isdigit() else "O" for word in row) for row in words
+        ),
+    }
+    tokens = words if kind == "token_classification" else None
+    options = TaskOptions(
+        kind="embedding" if kind == "embedding" else None,
+        lora=LoraOptions(rank=4, epochs=2) if adapted else None,
+        dimensions=8 if kind == "embedding" else None,
+        encoder=EncoderSpec(max_length=16),
+    )
+    examples = Examples(texts, labels[kind], words=tokens, label_name="score")
+    result = create_task(repository, "task", examples, options, fm="toy", backbone=backbone)
+    quality = result.artifact.quality
+    assert quality is not None
+    assert result.artifact.kind == kind
+    assert quality.value > quality.baseline + 0.1
+    info = show_task(repository, "task")
+    assert info.problem is None
+    assert info.width == {"multi_label": 4, "regression": 1, "embedding": 8, "token_classification": 3}[kind]
+
+
+def test_an_embedding_without_labels_is_the_backbone_itself(repository: Path, backbone: Backbone) -> None:
+    examples = Examples(_polarity().texts)
+    artifact = create_task(repository, "vector", examples, SHORT, fm="toy", backbone=backbone).artifact
+    assert (artifact.kind, artifact.head, artifact.normalize, artifact.quality) == ("embedding", "identity", True, None)
+    assert not (repository / "vector" / "1" / "head.safetensors").exists()
+
+
+def test_a_new_version_keeps_the_interface_or_is_refused(repository: Path, backbone: Backbone) -> None:
+    create_task(repository, "polarity", _polarity(), SHORT, fm="toy", backbone=backbone)
+    config = (repository / "polarity" / CONFIG_FILE).read_text()
+    assert train_task(repository, "polarity", _polarity(200), backbone=backbone).version == 2
+    assert (repository / "polarity" / CONFIG_FILE).read_text() == config
+    other = Examples(_polarity().texts, tuple(f"{label}!" for label in _polarity().labels or ()))
+    with pytest.raises(InvalidInput, match=r"answers with labels bad, good.*make a new vFM"):
+        train_task(repository, "polarity", other, backbone=backbone)
+    assert show_task(repository, "polarity").versions == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (TaskOptions(lora=LoraOptions(target_modules=("qurey",))), "'qurey': no such linear layer"),
+        (TaskOptions(lora=LoraOptions(layers=(0, 5))), "--layers 5: the backbone has layers 0 to 1"),
+        (TaskOptions(lora=LoraOptions(rank=128, epochs=1)), "rank 128 of layer"),
+        (TaskOptions(encoder=EncoderSpec(max_length=64)), "--max-length 64 exceeds the backbone's 32"),
+    ],
+)
+def test_what_the_backbone_cannot_do_is_named_and_leaves_nothing(
+    repository: Path, backbone: Backbone, options: TaskOptions, says: str
+) -> None:
+    if options.encoder.max_length == 128:
+        options = TaskOptions(lora=options.lora, encoder=EncoderSpec(max_length=12))
+    with pytest.raises((InvalidInput, Refused)) as caught:
+        create_task(repository, "task", _polarity(), options, fm="toy", backbone=backbone)
+    assert says in str(caught.value)
+    assert [path.name for path in repository.iterdir()] == ["toy"]
+    if staging_root(repository).exists():
+        assert list(staging_root(repository).glob("*/")) == []
+
+
+def test_a_physical_fm_that_is_not_there_is_named(repository: Path) -> None:
+    with pytest.raises(NotFound, match=r"no physical FM 'maxilm' in .*; there is toy"):
+        create_task(repository, "task", _polarity(), fm="maxilm")
+
+
+def _checkpoint(backbone: Backbone, folder: Path, task_type: TaskType) -> Path:
+    torch.manual_seed(1)
+    if task_type is TaskType.SEQ_CLS:
+        model = BertForSequenceClassification.from_pretrained(backbone.facts.spec, num_labels=3)
+    else:
+        model = AutoModel.from_pretrained(backbone.facts.spec)
+    config = LoraConfig(task_type=task_type, r=2, target_modules=["query"], init_lora_weights=False)
+    get_peft_model(model, config).save_pretrained(folder)
+    return folder
+
+
+def test_a_checkpoint_is_imported_unchanged(repository: Path, backbone: Backbone, tmp_path: Path) -> None:
+    checkpoint = _checkpoint(backbone, tmp_path / "seq", TaskType.SEQ_CLS)
+    options = ImportOptions(labels=("a", "b", "c"))
+    artifact = import_task(repository, "three", checkpoint, options, fm="toy", backbone=backbone).artifact
+    assert (artifact.kind, artifact.head, artifact.labels) == ("classification", "transformers", ("a", "b", "c"))
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (repository / "three" / "1" / "adapter" / name).read_bytes() == (checkpoint / name).read_bytes()
+    assert show_task(repository, "three").width == 3
+    (checkpoint / "config.json").write_text('{"id2label": {"1": "y", "0": "x", "2": "z"}}')
+    named = import_task(repository, "named", checkpoint, fm="toy", backbone=backbone)
+    assert (named.artifact.labels, named.port) == (("x", "y", "z"), 1)
+    vector = _checkpoint(backbone, tmp_path / "vec", TaskType.FEATURE_EXTRACTION)
+    made = import_task(repository, "vector", vector, ImportOptions(pooling="cls"), fm="toy", backbone=backbone)
+    assert (made.artifact.kind, made.artifact.head, made.artifact.pooling) == ("embedding", "identity", "cls")
+
+
+def test_checkpoints_that_cannot_be_served_are_refused(repository: Path, backbone: Backbone, tmp_path: Path) -> None:
+    checkpoint = _checkpoint(backbone, tmp_path / "seq", TaskType.SEQ_CLS)
+    with pytest.raises(InvalidInput, match="pass --labels"):
+        import_task(repository, "x", checkpoint, fm="toy", backbone=backbone)
+    with pytest.raises(Refused, match=r"would refuse this checkpoint: .*shape"):
+        import_task(repository, "x", checkpoint, ImportOptions(labels=("a", "b")), fm="toy", backbone=backbone)
+    with pytest.raises(InvalidInput, match="are for embeddings"):
+        import_task(repository, "x", checkpoint, ImportOptions(normalize=True), fm="toy", backbone=backbone)
+    config = json.loads((checkpoint / "adapter_config.json").read_text())
+    (checkpoint / "adapter_config.json").write_text(json.dumps({**config, "task_type": "CAUSAL_LM"}))
+    with pytest.raises(Refused, match="task_type is 'CAUSAL_LM'; served are SEQ_CLS, TOKEN_CLS, FEATURE_EXTRACTION"):
+        import_task(repository, "x", checkpoint, fm="toy", backbone=backbone)
+    (checkpoint / "adapter_model.safetensors").unlink()
+    with pytest.raises(Refused, match="no pickle"):
+        import_task(repository, "x", checkpoint, fm="toy", backbone=backbone)
+    with pytest.raises(NotFound, match="no such folder"):
+        import_task(repository, "x", tmp_path / "none", fm="toy", backbone=backbone)
+    assert [path.name for path in repository.iterdir()] == ["toy"]
+
+
+def test_the_command_makes_a_task_from_a_file(repository: Path, tmp_path: Path) -> None:
+    data = tmp_path / "rows.csv"
+    data.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in _rows()))
+    run = CliRunner(env={"COLUMNS": "200"})
+    common = ["polarity", "-d", str(data), "--text", "text", "--label", "label", "-r", str(repository)]
+    made = run.invoke(app, ["create", *common, "--fm", "toy", "--max-length", "12", "--weight", "4"])
+    assert made.exit_code == 0, made.output
+    assert "accuracy" in made.output
+    assert "majority label" in made.output
+    assert run.invoke(app, ["train", *common, "--adapter", "lora", "--epochs", "1"]).exit_code == 0
+    info = show_task(repository, "polarity")
+    assert info.version == 2
+    assert info.policy is not None
+    assert info.policy.weight == 4
+    wrong = run.invoke(app, ["create", "other", *common[1:], "--fm", "toy", "--rank", "8"])
+    assert wrong.exit_code == 1
+    assert "--rank is about LoRA" in wrong.stderr
+
+
+def test_scores_by_hand() -> None:
+    assert micro_f1(np.array([[1, 0], [1, 1]]), np.array([[1, 1], [0, 1]])) == pytest.approx(2 / 3)
+    index, labels = np.eye(2, dtype=np.float32), np.array([0, 1])
+    assert nearest_neighbour(index, labels, np.array([[3, 1], [1, 9]], np.float32), np.array([0, 0])) == 0.5

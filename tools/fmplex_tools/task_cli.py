@@ -1,0 +1,435 @@
+"""``fmplex task``: make, train, import, list, change and remove vFMs. A thin layer over `fmplex_tools.tasks`."""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from fmplex_backend.errors import FMplexError, InvalidInput
+from fmplex_backend.repository.artifact import EncoderSpec
+from fmplex_tools.console import fail, out
+from fmplex_tools.tasks import (
+    Columns,
+    Examples,
+    LoraOptions,
+    TaskOptions,
+    create_bundle,
+    list_tasks,
+    read_examples,
+    remove_task,
+    set_task,
+    show_task,
+)
+from fmplex_tools.tasks.options import DEFAULT_MAX_LENGTH
+from fmplex_tools.tasks.show import info_table, result_table, tasks_table
+from fmplex_tools.tasks.split import join_test
+
+
+class Group(TyperGroup):
+    """Errors that FMplex raises on purpose end in one clear line and exit code 1, Ctrl-C in 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the subcommand."""
+        try:
+            return super().invoke(ctx)
+        except FMplexError as error:
+            fail(error)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            fail("stopped; nothing was published")
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(cls=Group, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+class KindName(str, Enum):
+    """Kinds of tasks."""
+
+    classification = "classification"
+    multi_label = "multi_label"
+    regression = "regression"
+    embedding = "embedding"
+    token_classification = "token_classification"
+
+
+class PoolingName(str, Enum):
+    """How a row's tokens become one vector."""
+
+    mean = "mean"
+    cls = "cls"
+    last = "last"
+    none = "none"
+
+
+class AdapterName(str, Enum):
+    """What is trained inside the backbone."""
+
+    none = "none"
+    lora = "lora"
+
+
+Name = Annotated[str, typer.Argument(help="Name of the vFM.")]
+Repository = Annotated[Path, typer.Option("--repository", "-r", help="Model repository.")]
+Fm = Annotated[str, typer.Option("--fm", help="Physical FM that it runs on.")]
+Data = Annotated[Path, typer.Option("--data", "-d", help="csv, tsv, jsonl or parquet file.")]
+Text = Annotated[str, typer.Option("--text", help="Column with the text (or lists of words).")]
+Label = Annotated[str | None, typer.Option("--label", help="Column with the label; none makes an embedding.")]
+Kind = Annotated[KindName | None, typer.Option("--kind", help="Kind of task; found from the labels if not given.")]
+Test = Annotated[Path | None, typer.Option("--test", help="Held-out rows in a file of their own.")]
+SplitBy = Annotated[str | None, typer.Option("--split", help="Column that says train or test.")]
+GroupBy = Annotated[str | None, typer.Option("--group", help="Column whose values stay on one side of the split.")]
+Pair = Annotated[str | None, typer.Option("--pair", help="Column with a second text.")]
+Adapter = Annotated[AdapterName | None, typer.Option("--adapter", help="none: head only; lora: head and LoRA.")]
+Rank = Annotated[int | None, typer.Option("--rank", help="LoRA rank (default 8).")]
+Alpha = Annotated[float | None, typer.Option("--alpha", help="LoRA alpha (default 2 × rank).")]
+Targets = Annotated[
+    str | None, typer.Option("--target-modules", help="Linear layers, e.g. query,value (default), or all-linear.")
+]
+Layers = Annotated[str | None, typer.Option("--layers", help="Blocks that get an adapter, e.g. 3,4,5 or 3-5.")]
+RsLora = Annotated[bool, typer.Option("--rslora", help="Rank-stabilized scaling.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the rows with LoRA (default 2).")]
+LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="Of LoRA (default 0.003).")]
+Pooling = Annotated[PoolingName | None, typer.Option("--pooling", help="Default mean.")]
+MaxLength = Annotated[int | None, typer.Option("--max-length", help=f"Tokens a row (default {DEFAULT_MAX_LENGTH}).")]
+Prefix = Annotated[str | None, typer.Option("--prefix", help="Put before every text.")]
+Lowercase = Annotated[bool | None, typer.Option("--lowercase/--no-lowercase", help="Lower-case every text.")]
+MaxRows = Annotated[int | None, typer.Option("--max-rows", help="Most training rows.")]
+MaxTestRows = Annotated[int | None, typer.Option("--max-test-rows", help="Most held-out rows.")]
+MinLabelRows = Annotated[int | None, typer.Option("--min-label-rows", help="Leave labels with fewer rows out.")]
+Dimensions = Annotated[int | None, typer.Option("--dimensions", help="Embedding: width (default 128 with labels).")]
+Threshold = Annotated[float, typer.Option("--threshold", help="Multi-label: probability that gives a label.")]
+Separator = Annotated[str, typer.Option("--separator", help="Multi-label: between labels.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of split and training.")]
+Weight = Annotated[float | None, typer.Option("--weight", help="Share of the device (default 1).")]
+DEFAULT_REPOSITORY = Path("model_repository")
+
+
+@app.command("create")
+def create(
+    name: Name,
+    data: Data,
+    text: Text,
+    label: Label = None,
+    fm: Fm = "minilm",
+    repository: Repository = DEFAULT_REPOSITORY,
+    kind: Kind = None,
+    adapter: Adapter = None,
+    rank: Rank = None,
+    alpha: Alpha = None,
+    target_modules: Targets = None,
+    layers: Layers = None,
+    rslora: RsLora = False,
+    epochs: Epochs = None,
+    learning_rate: LearningRate = None,
+    test: Test = None,
+    split: SplitBy = None,
+    group: GroupBy = None,
+    pair: Pair = None,
+    pooling: Pooling = None,
+    max_length: MaxLength = None,
+    prefix: Prefix = None,
+    lowercase: Lowercase = None,
+    max_rows: MaxRows = None,
+    max_test_rows: MaxTestRows = None,
+    min_label_rows: MinLabelRows = None,
+    dimensions: Dimensions = None,
+    threshold: Threshold = 0.5,
+    separator: Separator = "|",
+    seed: Seed = 0,
+    weight: Weight = None,
+) -> None:
+    """Train a new vFM from data and put it into the repository, on the lowest free port.
+
+    Examples:
+
+      fmplex task create mail_folder --data mails.csv --text body --label folder
+
+      fmplex task create polarity -d reviews.jsonl --text text --label stars --kind regression --weight 4
+
+      fmplex task create topic -d news.parquet --text text --label topic --adapter lora --rank 16 \\
+          --target-modules all-linear --layers 3-5 --epochs 2
+    """
+    chosen = TaskOptions(
+        kind=None if kind is None else kind.value,
+        lora=_lora(adapter, rank, alpha, target_modules, layers, rslora, epochs, learning_rate),
+        pooling=None if pooling is None else pooling.value,
+        encoder=_encoder(EncoderSpec(max_length=DEFAULT_MAX_LENGTH), max_length, prefix, lowercase, pair),
+        dimensions=dimensions,
+        separator=separator,
+        threshold=threshold,
+        min_label_rows=min_label_rows,
+        max_rows=max_rows,
+        max_test_rows=max_test_rows,
+        seed=seed,
+    )
+    examples = _read(data, test, Columns(text, label, pair, group, split))
+    parameters = {} if weight is None else {"weight": f"{weight:g}"}
+    _run("create_task", repository, name, examples, chosen, fm=fm, parameters=parameters)
+
+
+@app.command("train")
+def train(
+    name: Name,
+    data: Data,
+    text: Text,
+    label: Label = None,
+    repository: Repository = DEFAULT_REPOSITORY,
+    adapter: Adapter = None,
+    rank: Rank = None,
+    alpha: Alpha = None,
+    target_modules: Targets = None,
+    layers: Layers = None,
+    rslora: RsLora = False,
+    epochs: Epochs = None,
+    learning_rate: LearningRate = None,
+    test: Test = None,
+    split: SplitBy = None,
+    group: GroupBy = None,
+    pair: Pair = None,
+    max_length: MaxLength = None,
+    prefix: Prefix = None,
+    lowercase: Lowercase = None,
+    max_rows: MaxRows = None,
+    max_test_rows: MaxTestRows = None,
+    min_label_rows: MinLabelRows = None,
+    separator: Separator = "|",
+    seed: Seed = 0,
+) -> None:
+    """Train a new version of a vFM. Kind, labels, inputs and encoder stay; older versions stay to go back to.
+
+    Examples:
+
+      fmplex task train mail_folder --data mails-may.csv --text body --label folder
+
+      fmplex task train mail_folder -d mails.csv --text body --label folder --adapter lora --rank 8
+
+      fmplex task set mail_folder --version 1     # back to the version before
+    """
+    info = show_task(repository, name)
+    if info.artifact is None:
+        raise InvalidInput(info.problem or f"{name!r} is a bundle; train one of its vFMs")
+    old = info.artifact
+    chosen = TaskOptions(
+        kind=old.kind,
+        lora=_lora(adapter, rank, alpha, target_modules, layers, rslora, epochs, learning_rate),
+        pooling=old.pooling if old.head == "linear" else None,
+        encoder=_encoder(old.encoder, max_length, prefix, lowercase, pair),
+        dimensions=info.width if old.kind == "embedding" and old.head == "linear" else None,
+        normalize=old.normalize or old.kind != "embedding",
+        separator=separator,
+        threshold=old.threshold,
+        min_label_rows=min_label_rows,
+        max_rows=max_rows,
+        max_test_rows=max_test_rows,
+        seed=seed,
+    )
+    examples = _read(data, test, Columns(text, label, pair, group, split))
+    _run("train_task", repository, name, examples, chosen)
+    if info.pinned:
+        out.print(
+            f"version {info.version} is pinned and goes on being served; `fmplex task set {name} --version latest`"
+        )
+
+
+@app.command("import")
+def import_(
+    name: Name,
+    checkpoint: Annotated[Path, typer.Argument(help="Folder that PEFT's save_pretrained wrote.")],
+    fm: Fm = "minilm",
+    repository: Repository = DEFAULT_REPOSITORY,
+    labels: Annotated[
+        str | None, typer.Option("--labels", help="Names of its outputs in order, e.g. ham,spam.")
+    ] = None,
+    kind: Kind = None,
+    pooling: Pooling = None,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Embedding: scale to unit length.")] = False,
+    max_length: MaxLength = None,
+    prefix: Prefix = None,
+    lowercase: Lowercase = None,
+    pair: Annotated[bool, typer.Option("--pair", help="Takes two texts.")] = False,
+    weight: Weight = None,
+) -> None:
+    """Serve an existing PEFT checkpoint, unchanged: task types SEQ_CLS, TOKEN_CLS and FEATURE_EXTRACTION.
+
+    Examples:
+
+      fmplex task import spam ./checkpoint --labels ham,spam
+
+      fmplex task import mail_vector ./checkpoint --pooling mean --normalize
+    """
+    from fmplex_tools.tasks.importing import ImportOptions, import_task
+
+    encoder = _encoder(
+        EncoderSpec(max_length=DEFAULT_MAX_LENGTH), max_length, prefix, lowercase, "yes" if pair else None
+    )
+    options = ImportOptions(
+        labels=None if labels is None else tuple(part.strip() for part in labels.split(",")),
+        kind=None if kind is None else kind.value,
+        pooling=None if pooling is None else pooling.value,
+        normalize=normalize,
+        encoder=encoder,
+    )
+    parameters = {} if weight is None else {"weight": f"{weight:g}"}
+    out.print(result_table(import_task(repository, name, checkpoint, options, fm=fm, parameters=parameters)))
+
+
+@app.command("list")
+def list_(repository: Repository = DEFAULT_REPOSITORY) -> None:
+    """List the vFMs and bundles of a repository: port, kind, version, policy and measured quality.
+
+    Examples:
+
+      fmplex task list
+
+      fmplex task list -r /srv/models
+    """
+    out.print(tasks_table(list_tasks(repository)))
+
+
+@app.command("show")
+def show(name: Name, repository: Repository = DEFAULT_REPOSITORY) -> None:
+    """Show everything about one vFM or bundle.
+
+    Examples:
+
+      fmplex task show mail_folder
+    """
+    out.print(info_table(show_task(repository, name)))
+
+
+@app.command("set")
+def set_(
+    name: Name,
+    assignments: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE, e.g. weight=4.")] = None,
+    version: Annotated[str | None, typer.Option("--version", help="Serve this version; latest unpins.")] = None,
+    repository: Repository = DEFAULT_REPOSITORY,
+) -> None:
+    """Change a vFM's policy, or the version that is served. A running server acts on it within 2 s.
+
+    Examples:
+
+      fmplex task set mail_folder weight=4 max_queue_size=1024
+
+      fmplex task set mail_folder timeout_ms=200
+
+      fmplex task set mail_folder --version 1
+    """
+    values: dict[str, str] = {}
+    for assignment in assignments or []:
+        key, equals, value = assignment.partition("=")
+        if not equals or not key:
+            raise InvalidInput(f"{assignment!r} is not KEY=VALUE, e.g. weight=4")
+        values[key.strip()] = value.strip()
+    out.print(info_table(set_task(repository, name, values, version)))
+
+
+@app.command("remove")
+def remove(
+    name: Name,
+    force: Annotated[bool, typer.Option("--force", help="Even where a bundle uses it.")] = False,
+    repository: Repository = DEFAULT_REPOSITORY,
+) -> None:
+    """Remove a vFM or bundle from the repository, with all its versions.
+
+    Examples:
+
+      fmplex task remove mail_folder
+    """
+    remove_task(repository, name, force=force)
+    out.print(f"removed {name}")
+
+
+@app.command("bundle")
+def bundle(
+    name: Name,
+    members: Annotated[list[str], typer.Argument(help="Two or more vFMs of one physical FM.")],
+    weight: Weight = None,
+    repository: Repository = DEFAULT_REPOSITORY,
+) -> None:
+    """Put several vFMs behind one endpoint: one text in, the answers of all of them out.
+
+    Examples:
+
+      fmplex task bundle guardrail toxicity topic sentiment --weight 2
+    """
+    parameters = {} if weight is None else {"weight": f"{weight:g}"}
+    out.print(info_table(create_bundle(repository, name, members, parameters=parameters)))
+
+
+def _lora(
+    adapter: AdapterName | None,
+    rank: int | None,
+    alpha: float | None,
+    target_modules: str | None,
+    layers: str | None,
+    rslora: bool,
+    epochs: int | None,
+    learning_rate: float | None,
+) -> LoraOptions | None:
+    given: dict[str, Any] = {
+        "rank": rank,
+        "alpha": alpha,
+        "target_modules": None if target_modules is None else _names(target_modules),
+        "layers": None if layers is None else _numbers(layers),
+        "rslora": rslora or None,
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+    }
+    given = {key: value for key, value in given.items() if value is not None}
+    if adapter is not AdapterName.lora:
+        if given:
+            option = next(iter(given)).replace("_", "-")
+            raise InvalidInput(f"--{option} is about LoRA, but no adapter is trained; pass --adapter lora")
+        return None
+    return LoraOptions(**given)
+
+
+def _encoder(
+    base: EncoderSpec, max_length: int | None, prefix: str | None, lowercase: bool | None, pair: str | None
+) -> EncoderSpec:
+    if max_length is not None and max_length < 4:
+        raise InvalidInput(f"--max-length {max_length}: at least 4, special tokens included")
+    given = {"max_length": max_length, "prefix": prefix, "lowercase": lowercase, "pair": None if pair is None else True}
+    return base.model_copy(update={key: value for key, value in given.items() if value is not None})
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """``3,4,5`` or ``3-5``."""
+    numbers: set[int] = set()
+    for part in _names(text):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise InvalidInput(f"--layers {text!r}: write numbers, e.g. 3,4,5 or 3-5")
+        numbers.update(range(int(first), int(last or first) + 1))
+    return tuple(sorted(numbers))
+
+
+def _read(data: Path, test: Path | None, columns: Columns) -> Examples:
+    examples = read_examples(data, columns)
+    if test is None:
+        return examples
+    if columns.split is not None or columns.group is not None:
+        raise InvalidInput("--test gives the held-out rows itself; leave out --split and --group")
+    return join_test(examples, read_examples(test, columns))
+
+
+def _run(verb: str, repository: Path, name: str, examples: Examples, options: TaskOptions, **more: Any) -> None:
+    # Read when torch is loaded: OpenMP's spinning threads stall for seconds on a shared CPU.
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    with out.status("loading PyTorch and the backbone"):
+        from fmplex_tools.tasks import api
+    from fmplex_tools.tasks.progress import Reporter, progress_bars
+
+    with progress_bars(out) as progress:
+        result = getattr(api, verb)(repository, name, examples, options, reporter=Reporter(progress, name), **more)
+    out.print(result_table(result))

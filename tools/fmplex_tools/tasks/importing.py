@@ -1,0 +1,200 @@
+"""``fmplex task import``: an existing PEFT checkpoint becomes a vFM, its files unchanged.
+
+By the checkpoint's ``task_type``:
+
+==================  ====================================================================================
+SEQ_CLS             kind classification (regression with one label), transformers' own head, saved by PEFT
+TOKEN_CLS           kind token_classification, transformers' own head, saved by PEFT
+FEATURE_EXTRACTION  kind embedding: the adapted backbone's pooled vector itself
+==================  ====================================================================================
+
+Whatever the server would refuse is refused here, in the same words, before anything is published.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fmplex_backend.errors import FMplexError, InvalidInput, NotFound, Refused
+from fmplex_backend.heads.projections import transformers_head
+from fmplex_backend.repository.artifact import ADAPTER_DIR, Artifact, EncoderSpec, Kind, Pooling
+from fmplex_backend.repository.config import Policy
+from fmplex_backend.repository.packed import read_version
+from fmplex_backend.repository.peft_checkpoint import CONFIG, WEIGHTS
+from fmplex_tools.tasks import publish
+from fmplex_tools.tasks.api import TaskResult, model_batch_size
+from fmplex_tools.tasks.artifact_writer import now, write_artifact
+from fmplex_tools.tasks.backbone import Backbone, check_length, load_backbone, read_settings
+
+TaskType = Literal["SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION"]
+TASK_TYPES: tuple[TaskType, ...] = ("SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION")
+PROBLEM_KINDS: dict[str | None, Kind] = {
+    None: "classification",
+    "single_label_classification": "classification",
+    "multi_label_classification": "multi_label",
+    "regression": "regression",
+}
+"""transformers' ``problem_type`` → kind."""
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """How an imported checkpoint is to be served."""
+
+    labels: tuple[str, ...] | None = None
+    """Names of its outputs in order; None takes ``id2label`` of a ``config.json`` in the folder."""
+    kind: Kind | None = None
+    """None is what ``task_type`` and ``problem_type`` say."""
+    pooling: Pooling | None = None
+    """Embeddings only; None is ``mean``."""
+    normalize: bool = False
+    """Embeddings only: scale to unit length."""
+    encoder: EncoderSpec = field(default_factory=EncoderSpec)
+
+
+def import_task(
+    repository: Path,
+    name: str,
+    checkpoint: Path,
+    options: ImportOptions | None = None,
+    *,
+    fm: str = "minilm",
+    parameters: dict[str, str] | None = None,
+    backbone: Backbone | None = None,
+) -> TaskResult:
+    """Publish the PEFT checkpoint in the folder ``checkpoint`` as the new vFM ``name``.
+
+    Raises `NotFound` where the folder or a file of it is missing, `InvalidInput` for options that do not fit it,
+    `Refused` where the server would not serve it.
+    """
+    started = time.monotonic()
+    options = options or ImportOptions()
+    publish.check_name(name)
+    publish.check_free(repository, name)
+    parameters = dict(parameters or {})
+    Policy.parse(parameters, f"vFM {name!r}")
+    settings = read_settings(repository, fm)
+    task_type = read_task_type(checkpoint)
+    backbone = backbone or load_backbone(repository, fm)
+    check_length(backbone, options.encoder)
+    artifact = _artifact(checkpoint, task_type, options, backbone)
+    with publish.staged(repository) as scratch:
+        version = scratch / "version"
+        _copy(checkpoint, version / ADAPTER_DIR)
+        write_artifact(version, artifact)
+        width = _check(version, backbone, settings.max_adapter_rank)
+        size = sum(path.stat().st_size for path in version.rglob("*") if path.is_file())
+        port = publish.publish_vfm(
+            repository,
+            name,
+            fm,
+            settings.ports,
+            version,
+            artifact,
+            width,
+            max_batch_size=model_batch_size(repository, fm),
+            parameters=parameters,
+        )
+    return TaskResult(name, 1, port, artifact, None, None, 0, size, time.monotonic() - started)
+
+
+def read_task_type(checkpoint: Path) -> TaskType:
+    """``task_type`` of a checkpoint. Raises `NotFound` for a folder that holds none, `Refused` for other types."""
+    if not checkpoint.is_dir():
+        raise NotFound(f"checkpoint {checkpoint}: no such folder")
+    if not (checkpoint / CONFIG).is_file():
+        raise NotFound(f"checkpoint {checkpoint}: has no {CONFIG}; give the folder that PEFT's save_pretrained wrote")
+    if not (checkpoint / WEIGHTS).is_file():
+        raise Refused(f"checkpoint {checkpoint}: has no {WEIGHTS}; save it with safe_serialization=True (no pickle)")
+    found = _json(checkpoint / CONFIG).get("task_type")
+    if found not in TASK_TYPES:
+        raise Refused(f"checkpoint {checkpoint}: task_type is {found!r}; served are {', '.join(TASK_TYPES)}")
+    return TASK_TYPES[TASK_TYPES.index(found)]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Refused(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise Refused(f"{path}: not a JSON object")
+    return value
+
+
+def _artifact(checkpoint: Path, task_type: TaskType, options: ImportOptions, backbone: Backbone) -> Artifact:
+    kind = _kind(checkpoint, task_type, options)
+    common: dict[str, Any] = {
+        "kind": kind,
+        "backbone": backbone.ref,
+        "adapter": True,
+        "encoder": options.encoder,
+        "created": now(),
+        "source": f"imported PEFT checkpoint {checkpoint.name}",
+    }
+    if kind == "embedding":
+        if options.labels is not None:
+            raise InvalidInput("--labels: an embedding has no labels; leave it out")
+        return Artifact(head="identity", pooling=options.pooling or "mean", normalize=options.normalize, **common)
+    if options.pooling is not None or options.normalize:
+        raise InvalidInput(f"--pooling and --normalize are for embeddings; task_type {task_type} brings its own head")
+    labels = options.labels or _labels(checkpoint, kind)
+    pooling: Pooling = "none" if kind == "token_classification" else "cls"
+    return Artifact(head="transformers", pooling=pooling, labels=labels, **common)
+
+
+def _kind(checkpoint: Path, task_type: TaskType, options: ImportOptions) -> Kind:
+    allowed: dict[TaskType, tuple[Kind, ...]] = {
+        "SEQ_CLS": ("classification", "multi_label", "regression"),
+        "TOKEN_CLS": ("token_classification",),
+        "FEATURE_EXTRACTION": ("embedding",),
+    }
+    if options.kind is not None:
+        if options.kind not in allowed[task_type]:
+            raise InvalidInput(f"--kind {options.kind}: task_type {task_type} gives {', '.join(allowed[task_type])}")
+        return options.kind
+    if task_type != "SEQ_CLS" or not (checkpoint / "config.json").is_file():
+        return allowed[task_type][0]
+    problem = _json(checkpoint / "config.json").get("problem_type")
+    if problem not in PROBLEM_KINDS:
+        raise Refused(f"{checkpoint / 'config.json'}: problem_type {problem!r} is not known; pass --kind")
+    return PROBLEM_KINDS[problem]
+
+
+def _labels(checkpoint: Path, kind: Kind) -> tuple[str, ...]:
+    if kind == "regression":
+        return ("value",)
+    path = checkpoint / "config.json"
+    names = _json(path).get("id2label") if path.is_file() else None
+    if not isinstance(names, dict) or not names:
+        raise InvalidInput(f"checkpoint {checkpoint.name}: pass --labels A,B,…: there is no config.json with id2label")
+    try:
+        return tuple(str(names[key]) for key in sorted(names, key=int))
+    except ValueError:
+        raise Refused(f"{path}: id2label has a key that is no number") from None
+
+
+def _copy(checkpoint: Path, target: Path) -> None:
+    """The checkpoint's own two files, byte by byte; what else lies beside them is not the server's business."""
+    target.mkdir(parents=True)
+    for name in (CONFIG, WEIGHTS):
+        shutil.copyfile(checkpoint / name, target / name)
+
+
+def _check(version: Path, backbone: Backbone, max_rank: int) -> int:
+    """Read the version as the server does and build its head; the width of its outputs."""
+    import torch
+
+    try:
+        content = read_version(version, version, backbone.facts, max_rank)
+        if content.artifact.head == "transformers":
+            parameters = {name: torch.from_numpy(array) for name, array in content.head.items()}
+            transformers_head(content.artifact, parameters, backbone.model)
+    except FMplexError as error:
+        raise Refused(f"the server would refuse this checkpoint: {error}") from error
+    return content.width
