@@ -151,6 +151,8 @@ def _sort(tensors: dict[str, Array], facts: BackboneFacts) -> _Raw:
 
 
 def _sort_other(name: str, array: Array, facts: BackboneFacts, raw: _Raw) -> None:
+    if ".original_module." in name:
+        return  # PEFT saves it with bias="all"; what answers is the copy under modules_to_save
     module, _, parameter = name.rpartition(".")
     module = _strip(module.removesuffix(".base_layer"), facts)
     if parameter == "bias" and module in facts.biases:
