@@ -50,7 +50,8 @@ def read_tensors(path: Path, root: Path) -> dict[str, Array]:
         entries = safetensors.deserialize(real.read_bytes())  # type: ignore[no-untyped-call]
     except Exception as error:  # the library has no public base class for its errors
         raise Refused(f"{name} is not a whole safetensors file: {error}") from None
-    return {key: _as_fp32(key, entry, name) for key, entry in entries}
+    # Sorted, because the library's order varies: a broken file is always refused in the same words.
+    return {key: _as_fp32(key, entry, name) for key, entry in sorted(entries, key=lambda item: item[0])}
 
 
 def _as_fp32(key: str, entry: dict[str, Any], name: Path) -> Array:
