@@ -51,3 +51,37 @@ def list_(repository: Repository = DEFAULT_REPOSITORY) -> None:
     for bundle in BUNDLES:
         table.add_row(bundle.name, bundle.what, " + ".join(bundle.members), "no" if bundle.name in missing else "yes")
     out.print(table)
+
+
+@app.command("evaluate")
+def evaluate_(
+    repository: Repository = DEFAULT_REPOSITORY,
+    url: Annotated[str, typer.Option(help="HOST:PORT of a server that serves the demo.")] = "",
+    protocol: Annotated[str, typer.Option(help="http or grpc.")] = "http",
+) -> None:
+    """Send every held-out row through a running server and compare its quality with what training wrote down.
+
+    Rows go in batches, some of them alone too. Exit code 1 where a vFM is not clearly above its baseline, where it is
+    not as good as was written down, or where a row alone is answered differently than in a batch.
+
+    Examples:
+
+      fmplex demo evaluate
+
+      fmplex demo evaluate --protocol grpc --url 127.0.0.1:8001
+    """
+    from fmplex_tools.demo.live import evaluate_live
+    from fmplex_tools.infer_cli import default_url, protocol_of
+
+    wire = protocol_of(protocol)
+    table = Table("vFM", "metric", "rows", "baseline", "written", "served", "alone = in a batch", "good")
+    bad = 0
+    with out.status("asking the server for every held-out row"):
+        for live in evaluate_live(repository, url or default_url(wire), wire):
+            bad += not live.good
+            figures = [f"{value:.3f}" for value in (live.written.baseline, live.written.value, live.served.value)]
+            yes = ["yes" if flag else "[red]no[/]" for flag in (live.single_rows_agree, live.good)]
+            table.add_row(live.name, live.written.metric, str(live.rows), *figures, *yes)
+    out.print(table)
+    if bad:
+        raise typer.Exit(1)

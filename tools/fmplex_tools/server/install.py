@@ -67,7 +67,7 @@ def find_triton() -> TritonInstall:
         raise NotFound(f"{binary} has no Python backend in {binary.parent.parent}/backends/python")
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
-        raise NotFound("no tritonserver: none on PATH, and nvidia-pytriton is not installed (pip install '.[embedded]')")
+        raise NotFound("no tritonserver on PATH, and nvidia-pytriton is not installed (pip install '.[embedded]')")
     root = Path(spec.origin).parent / "tritonserver"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"
