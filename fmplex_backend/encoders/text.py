@@ -84,13 +84,13 @@ class TextEncoder:
 
 def prepare(text: bytes | str, spec: EncoderSpec, where: str, *, prefix: bool = True) -> str:
     """Decode and normalize one text by ``spec``; ``where`` opens the message. Raises `InvalidInput`."""
-    if len(text) > spec.max_bytes:
-        raise InvalidInput(f"{where} is {len(text)} bytes long, the limit is {spec.max_bytes} (encoder.max_bytes)")
-    if isinstance(text, bytes):
-        try:
-            text = text.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InvalidInput(f"{where} is not valid UTF-8: {error.reason} at byte {error.start}") from None
+    raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    if len(raw) > spec.max_bytes:
+        raise InvalidInput(f"{where} is {len(raw)} bytes long, the limit is {spec.max_bytes} (encoder.max_bytes)")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{where} is not valid UTF-8: {error.reason} at byte {error.start}") from None
     if spec.collapse_whitespace:
         text = " ".join(text.split())
     if not text.strip():

@@ -1,0 +1,95 @@
+"""An engine without a process: same interface as `EngineProcess`, answers at once, dies when told to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from fmplex_backend.backbones.facts import BackboneFacts
+from fmplex_backend.errors import EngineFailure
+from fmplex_backend.host.engine_process import EngineDied
+from fmplex_backend.messages import (
+    BatchDone,
+    DropGeneration,
+    GenerationDropped,
+    GenerationLoaded,
+    GroupAnswer,
+    LoadGeneration,
+    RunBatch,
+)
+
+
+class FakeEngine:
+    """Answers every row with the number of the generation that was asked."""
+
+    device = "fake"
+
+    def __init__(self, facts: BackboneFacts | None = None) -> None:
+        self.facts = facts
+        self.pid = 1000
+        self.starts = 0
+        self.live: set[int] = set()
+        self.batches: list[RunBatch] = []
+        self.stopped = False
+        self.gate = threading.Event()
+        """Batches wait for it; cleared, the engine is busy."""
+        self.gate.set()
+        self.entered = threading.Semaphore(0)
+        """Released once for every batch that reaches the engine."""
+        self.deaths: list[Callable[[object], bool]] = []
+        """Each ends the engine once, at the first message that it is true for."""
+        self.refuse: Callable[[LoadGeneration], str | None] = lambda _: None
+        self.start_errors: list[str] = []
+        self.answer: Callable[[RunBatch], BatchDone] = answer_all
+
+    def start(self, timeout: float) -> Any:
+        if self.start_errors:
+            raise EngineFailure(self.start_errors.pop(0))
+        self.starts += 1
+        self.pid += 1
+        self.live.clear()
+        return SimpleNamespace(facts=self.facts)
+
+    def call(self, message: Any, answer: type, timeout: float) -> Any:
+        if isinstance(message, RunBatch):
+            self.entered.release()
+            assert self.gate.wait(10)
+        for death in self.deaths:
+            if death(message):
+                self.deaths.remove(death)
+                raise EngineDied("engine on fake: ended with code -9")
+        if isinstance(message, LoadGeneration):
+            if error := self.refuse(message):
+                return GenerationLoaded(message.generation, error)
+            self.live.add(message.generation)
+            return GenerationLoaded(message.generation, None, 100)
+        if isinstance(message, DropGeneration):
+            self.live.remove(message.generation)
+            return GenerationDropped(message.generation)
+        assert set(message.generations) <= self.live, "asked for a generation that it does not hold"
+        self.batches.append(message)
+        return self.answer(message)
+
+    def kill(self) -> None:
+        """Nothing to end."""
+
+    def stop(self, timeout: float) -> None:
+        self.stopped = True
+
+
+def answer_all(message: RunBatch) -> BatchDone:
+    """Every row in the group of its generation."""
+    members: dict[int, list[int]] = {}
+    for place, generation in enumerate(message.generations):
+        members.setdefault(generation, []).append(place)
+    groups = [GroupAnswer(g, rows, {"vector": np.full((len(rows), 2), g, np.float32)}) for g, rows in members.items()]
+    return BatchDone(message.batch, groups, 0.001)
+
+
+def dies_on(kind: type) -> Callable[[object], bool]:
+    """For `FakeEngine.deaths`."""
+    return lambda message: isinstance(message, kind)

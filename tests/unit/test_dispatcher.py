@@ -1,0 +1,277 @@
+"""The dispatcher with an engine that dies, hangs, lies and refuses: every request is answered exactly once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from support.fake_engine import FakeEngine, answer_all, dies_on
+from support.live import wait_for
+
+from fmplex_backend.errors import DeadlineExceeded, EngineFailure, FMplexError, Unavailable
+from fmplex_backend.host.dispatcher import MAX_DEATHS, Dispatcher
+from fmplex_backend.host.generations import Generation
+from fmplex_backend.host.requests import Ask, Member, Pending, RowTask
+from fmplex_backend.messages import BatchDone, DropGeneration, LoadGeneration, RunBatch
+from fmplex_backend.repository.artifact import Artifact, BackboneRef
+from fmplex_backend.scheduling.fifo import FifoQueue
+from fmplex_backend.scheduling.interface import QueueFull, Row, VfmPolicy
+
+ARTIFACT = Artifact(kind="regression", backbone=BackboneRef(name="t", fingerprint="sha256:" + "0" * 64))
+
+
+class Host:
+    """What is around a dispatcher: vFMs, requests, and the replies that were made."""
+
+    def __init__(self, folder: Path, engines: list[FakeEngine], max_batch_rows: int = 4) -> None:
+        self.folder, self.engines = folder, engines
+        self.replies: list[Pending] = []
+        self.log: list[str] = []
+        queue = FifoQueue(max_batch_rows)
+        self.dispatcher = Dispatcher(queue, engines, self.replies.append, self.log.append)  # type: ignore[arg-type]
+
+    def generation(self, number: int, vfm: str = "a", version: int = 1) -> Generation:
+        path = self.folder / f"{number}.safetensors"
+        path.touch()
+        generation = Generation(number, vfm, version, ARTIFACT, 2, path, ())
+        assert self.dispatcher.load(generation).error is None
+        return generation
+
+    def vfm(self, name: str, number: int, **policy: Any) -> Generation:
+        self.dispatcher.set_policy(name, VfmPolicy(**policy), new=True)
+        return self.generation(number, name)
+
+    def request(self, *members: tuple[Generation, int], deadline: float | None = None) -> Pending:
+        """Submit a request of so many rows for each generation."""
+        request = Pending(Ask(frozenset(), {}, lambda _: None), [])
+        groups = []
+        for generation, count in members:
+            member = Member(generation, generation.number, frozenset({"vector"}), [None] * count)
+            request.members.append(member)
+            encoded: Any = SimpleNamespace(tokens={"input_ids": np.zeros(3, np.int32)}, offsets=[])
+            tasks = [RowTask(request, member, i, encoded) for i in range(count)]
+            groups.append([Row(generation.vfm, 3, task, deadline) for task in tasks])
+        self.accepted = self.dispatcher.submit(request, groups)
+        return request
+
+    def reply(self, request: Pending) -> Any:
+        """Wait for its reply."""
+        wait_for(lambda: request in self.replies, 10, "a reply")
+        return request.reply()
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def host(tmp_path: Path, engine: FakeEngine) -> Iterator[Host]:
+    host = Host(tmp_path, [engine])
+    host.dispatcher.start()
+    yield host
+    engine.gate.set()
+    host.dispatcher.stop()
+    assert engine.stopped
+    assert len(host.replies) == len({id(r) for r in host.replies}), "somebody was answered twice"
+
+
+def values(reply: Any) -> dict[str, list[float]]:
+    assert not isinstance(reply, FMplexError), reply
+    return {name: array[:, 0].tolist() for name, array in reply.items()}
+
+
+def test_requests_of_several_rows_and_vfms(host: Host, engine: FakeEngine) -> None:
+    a, b = host.vfm("a", 1), host.vfm("b", 2)
+    requests = [host.request((a, 3)), host.request((a, 1), (b, 2)), host.request((b, 9))]
+    answers = [values(host.reply(r)) for r in requests]
+    assert answers == [
+        {"port1.vector": [1, 1, 1]},
+        {"port1.vector": [1], "port2.vector": [2, 2]},
+        {"port2.vector": [2] * 9},
+    ]
+    assert max(len(b.rows) for b in engine.batches) <= 4
+    assert (a.rows, b.rows) == (0, 0)
+
+
+def test_provenance(host: Host) -> None:
+    request = host.request((host.vfm("a", 7), 2))
+    host.reply(request)
+    (member,) = request.members
+    info = [answer.provenance for answer in member.answers if answer]
+    assert [(i["vfm"], i["version"], i["generation"], i["batch_rows"]) for i in info] == [("a", 1, 7, 2)] * 2
+
+
+def test_an_engine_that_dies_under_a_batch(host: Host, engine: FakeEngine) -> None:
+    a, b = host.vfm("a", 1), host.vfm("b", 2)
+    engine.deaths.append(dies_on(RunBatch))
+    assert values(host.reply(host.request((a, 2), (b, 1)))) == {"port1.vector": [1, 1], "port2.vector": [2]}
+    assert engine.starts == 2
+    assert engine.live == {1, 2}, "the successor holds what it held"
+    assert any("starting a new one" in line for line in host.log)
+
+
+def test_a_row_that_kills_engines_is_given_up(host: Host, engine: FakeEngine) -> None:
+    a = host.vfm("a", 1)
+    engine.deaths += [dies_on(RunBatch)] * MAX_DEATHS
+    reply = host.reply(host.request((a, 2)))
+    assert isinstance(reply, EngineFailure)
+    assert f"vFM 'a': {MAX_DEATHS} engines died" in str(reply)
+    assert values(host.reply(host.request((a, 1)))) == {"port1.vector": [1]}
+    assert a.rows == 0
+    assert host.dispatcher.waiting("a") == 0
+
+
+@pytest.mark.parametrize("message", [LoadGeneration, DropGeneration])
+def test_an_engine_that_dies_under_a_command(host: Host, engine: FakeEngine, message: type) -> None:
+    a = host.vfm("a", 1)
+    engine.deaths.append(dies_on(message))
+    b = host.vfm("b", 2)
+    host.dispatcher.retire(a)
+    assert values(host.reply(host.request((b, 1)))) == {"port2.vector": [2]}
+    wait_for(lambda: engine.live == {2}, 5, "1 is dropped, 2 is held")
+
+
+def test_an_engine_that_does_not_come_back_at_once(host: Host, engine: FakeEngine) -> None:
+    a = host.vfm("a", 1)
+    engine.deaths.append(dies_on(RunBatch))
+    engine.start_errors.append("no memory")
+    assert values(host.reply(host.request((a, 1)))) == {"port1.vector": [1]}
+    assert any("no memory; trying again in" in line for line in host.log)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda m: BatchDone(m.batch, [], 0.1),
+        lambda m: BatchDone(m.batch + 1, answer_all(m).groups, 0.1),
+        lambda m: BatchDone(m.batch, answer_all(m).groups * 2, 0.1),
+    ],
+    ids=["nobody answered", "another batch", "answered twice"],
+)
+def test_an_answer_that_does_not_fit_its_batch(
+    host: Host, engine: FakeEngine, lie: Callable[[RunBatch], BatchDone]
+) -> None:
+    a = host.vfm("a", 1)
+
+    def once(message: RunBatch) -> BatchDone:
+        engine.answer = answer_all
+        return lie(message)
+
+    engine.answer = once
+    assert values(host.reply(host.request((a, 3)))) == {"port1.vector": [1, 1, 1]}
+    assert engine.starts == 2
+
+
+def test_a_row_with_an_error_fails_its_request_alone(host: Host, engine: FakeEngine) -> None:
+    a, b = host.vfm("a", 1), host.vfm("b", 2)
+    engine.gate.clear()
+    blocker = host.request((b, 1))
+    assert engine.entered.acquire(timeout=5)
+    bad, good = host.request((a, 6)), host.request((b, 2))
+
+    def fails_for_1(message: RunBatch) -> BatchDone:
+        done = answer_all(message)
+        for group in done.groups:
+            if group.generation == 1:
+                group.errors[group.rows[0]] = "vFM 'a': not finite"
+        return done
+
+    engine.answer = fails_for_1
+    engine.gate.set()
+    assert "not finite" in str(host.reply(bad))
+    assert values(host.reply(good)) == {"port2.vector": [2, 2]}
+    assert values(host.reply(blocker)) == {"port2.vector": [2]}
+    assert a.rows == 0
+
+
+def test_deadline_passes_in_the_queue(host: Host, engine: FakeEngine) -> None:
+    a = host.vfm("a", 1)
+    engine.gate.clear()
+    running = host.request((a, 1))
+    assert engine.entered.acquire(timeout=5)
+    late = host.request((a, 2), deadline=time.monotonic())
+    engine.gate.set()
+    reply = host.reply(late)
+    assert isinstance(reply, DeadlineExceeded)
+    assert "vFM 'a': the deadline passed after" in str(reply)
+    assert values(host.reply(running)) == {"port1.vector": [1]}
+    assert sum(len(batch.rows) for batch in engine.batches) == 1, "no forward pass was spent on it"
+    assert a.rows == 0
+
+
+def test_a_full_queue_takes_all_rows_or_none(host: Host, engine: FakeEngine) -> None:
+    a, b = host.vfm("a", 1), host.vfm("b", 2, max_queue_size=2)
+    engine.gate.clear()
+    running = host.request((a, 1))
+    assert engine.entered.acquire(timeout=5)
+    with pytest.raises(QueueFull, match="vFM 'b': queue is full, 0 of 2 rows wait"):
+        host.request((a, 2), (b, 3))
+    assert host.dispatcher.waiting("a") == host.dispatcher.waiting("b") == 0
+    assert (a.rows, b.rows) == (1, 0)
+    engine.gate.set()
+    host.reply(running)
+
+
+def test_retired_generation_drains_then_goes(host: Host, engine: FakeEngine) -> None:
+    old = host.vfm("a", 1)
+    engine.gate.clear()
+    request = host.request((old, 6))
+    assert engine.entered.acquire(timeout=5)
+    host.dispatcher.retire(old)
+    host.request((old, 1))
+    assert not host.accepted, "it takes no more rows"
+    engine.gate.set()
+    assert values(host.reply(request)) == {"port1.vector": [1] * 6}
+    wait_for(lambda: not engine.live, 5, "the engine forgot it")
+    wait_for(lambda: not old.path.exists(), 5, "its file is gone")
+
+
+def test_a_refusal_by_one_engine_is_taken_back_from_all(tmp_path: Path) -> None:
+    good, bad = FakeEngine(), FakeEngine()
+    host = Host(tmp_path, [good, bad])
+    host.dispatcher.start()
+    try:
+        bad.refuse = lambda message: "rank too large" if message.vfm == "a" else None
+        host.dispatcher.set_policy("a", VfmPolicy(), new=True)
+        generation = Generation(1, "a", 1, ARTIFACT, 2, tmp_path / "1", ())
+        assert host.dispatcher.load(generation).error == "rank too large"
+        wait_for(lambda: not good.live and not bad.live, 5, "neither holds it")
+        host.generation(2, "b")
+        assert good.live == bad.live == {2}
+    finally:
+        host.dispatcher.stop()
+
+
+def test_stop_answers_what_waits(tmp_path: Path, engine: FakeEngine) -> None:
+    host = Host(tmp_path, [engine])
+    host.dispatcher.start()
+    a = host.vfm("a", 1)
+    engine.gate.clear()
+    running = host.request((a, 1))
+    assert engine.entered.acquire(timeout=5)
+    waiting = [host.request((a, 2)) for _ in range(3)]
+    stopper = threading.Thread(target=host.dispatcher.stop)
+    stopper.start()
+    wait_for(lambda: host.dispatcher._stopping, 5, "stopping")
+    with pytest.raises(Unavailable, match="shutting down"):
+        host.request((a, 1))
+    engine.gate.set()
+    stopper.join(10)
+    assert not stopper.is_alive()
+    assert values(host.reply(running)) == {"port1.vector": [1]}
+    assert all(isinstance(host.reply(r), Unavailable) for r in waiting)
+
+
+def test_an_engine_that_cannot_start(tmp_path: Path, engine: FakeEngine) -> None:
+    engine.start_errors.append("no such backbone")
+    host = Host(tmp_path, [FakeEngine(), engine])
+    with pytest.raises(EngineFailure, match="no such backbone"):
+        host.dispatcher.start()
+    assert host.engines[0].stopped

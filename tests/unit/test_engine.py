@@ -1,0 +1,161 @@
+"""The engine against plain transformers + peft, on a tiny backbone: any mix of vFMs in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.facts import backbone_of
+from support.recipes import RECIPES, Recipe, write_version
+from support.reference import Reference
+
+from fmplex_backend.encoders.text import EncodedRow, TextEncoder
+from fmplex_backend.engine.worker import Worker
+from fmplex_backend.messages import BatchDone, LoadGeneration, RunBatch
+from fmplex_backend.repository.artifact import EncoderSpec
+from fmplex_backend.repository.packed import pack, read_version
+
+TEXTS = ("good film", "a very good book, not a bad film", "no", "it was not very good, was it?")
+PAIRS = ("bad", "the book was bad", "yes", "good")
+
+
+@dataclass
+class Bench:
+    """A worker with vFMs loaded, and what each should answer."""
+
+    worker: Worker
+    encoder: TextEncoder
+    folder: Path
+    backbone: Path
+
+    def load(self, number: int, name: str, recipe: Recipe) -> str | None:
+        """Pack and load; the engine's refusal, if any."""
+        version = self.folder / name / "1"
+        if not version.exists():
+            write_version(version, recipe, self.backbone, seed=number)
+        content = read_version(version, version.parent, self.worker.backbone.facts, 64)
+        pack(content, self.folder / f"{number}.safetensors")
+        path = str(self.folder / f"{number}.safetensors")
+        return self.worker.load(LoadGeneration(number, name, 1, path)).error
+
+    def rows(self, name: str, indices: list[int]) -> list[EncodedRow]:
+        spec = EncoderSpec.model_validate(RECIPES[name].encoder) if name in RECIPES else EncoderSpec()
+        texts = [TEXTS[i][: 14 if name == "untruncated" else None] for i in indices]
+        return self.encoder.encode(spec, texts, [PAIRS[i] for i in indices] if spec.pair else None)
+
+    def reference(self, name: str, index: int) -> np.ndarray:
+        text = TEXTS[index][: 14 if name == "untruncated" else None]
+        pairs = [PAIRS[index]] if name == "pair" else None
+        return Reference(self.folder / name / "1", self.backbone)([text], pairs)[0]
+
+
+@pytest.fixture(scope="module")
+def bench(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    backbone = backbone_of(tiny_backbone)
+    encoder = TextEncoder(backbone.facts)
+    bench = Bench(Worker(backbone, "cpu", 64), encoder, tmp_path_factory.mktemp("vfms"), tiny_backbone)
+    for number, (name, recipe) in enumerate(RECIPES.items(), start=1):
+        assert bench.load(number, name, recipe) is None
+    yield bench
+    for number in range(1, len(RECIPES) + 1):
+        bench.worker.drop(number)
+
+
+def by_row(done: BatchDone) -> dict[int, np.ndarray]:
+    """Place in the batch → logits, values or embedding."""
+    answers = {}
+    for group in done.groups:
+        column = group.columns["vector" if "vector" in group.columns else "matrix"]
+        answers |= {place: column[i] for i, place in enumerate(group.rows)}
+    return answers
+
+
+def test_every_recipe_in_one_batch(bench: Bench) -> None:
+    names = [name for name in RECIPES for _ in range(2)]
+    indices = [i % len(TEXTS) for i in range(len(names))]
+    order = np.random.default_rng(0).permutation(len(names))
+    names, indices = [names[i] for i in order], [indices[i] for i in order]
+    numbers = {name: number for number, name in enumerate(RECIPES, start=1)}
+    rows = [bench.rows(name, [i])[0].tokens for name, i in zip(names, indices, strict=True)]
+    done = bench.worker.run(RunBatch(7, [numbers[n] for n in names], rows))
+    assert done.batch == 7
+    assert sorted(place for group in done.groups for place in group.rows) == list(range(len(names)))
+    assert not any(group.errors for group in done.groups)
+    for place, answer in by_row(done).items():
+        wanted = bench.reference(names[place], indices[place])
+        np.testing.assert_allclose(answer, wanted, atol=1e-5, rtol=1e-5, err_msg=names[place])
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_alone_equals_mixed(bench: Bench, name: str) -> None:
+    number = list(RECIPES).index(name) + 1
+    (row,) = bench.rows(name, [1])
+    answer = by_row(bench.worker.run(RunBatch(1, [number], [row.tokens])))[0]
+    np.testing.assert_allclose(answer, bench.reference(name, 1), atol=1e-5, rtol=1e-5)
+
+
+def test_a_head_that_fails_takes_only_its_own_rows(bench: Bench) -> None:
+    class Failing:
+        def __call__(self, *_: object) -> torch.Tensor:
+            raise RuntimeError("no")
+
+    import dataclasses
+
+    worker, rows = bench.worker, bench.rows("bare_two", [0])
+    good = worker._generations[1]
+    worker._generations[99] = dataclasses.replace(good, vfm="failing", projection=Failing())
+    try:
+        done = worker.run(RunBatch(1, [1, 99, 1], [rows[0].tokens] * 3))
+    finally:
+        del worker._generations[99]
+    errors = {place: error for group in done.groups for place, error in group.errors.items()}
+    assert set(errors) == {1}
+    assert "vFM 'failing': its head failed: RuntimeError: no" in errors[1]
+    answers = {p: g.columns["vector"][i] for g in done.groups if not g.errors for i, p in enumerate(g.rows)}
+    np.testing.assert_allclose(answers[0], answers[2], atol=1e-5)
+    np.testing.assert_allclose(answers[0], bench.reference("bare_two", 0), atol=1e-5)
+
+
+def test_an_answer_that_is_not_finite_is_an_error_for_its_row(bench: Bench, tiny_backbone: Path) -> None:
+    recipe = Recipe(outputs=2)
+    assert bench.load(50, "huge", recipe) is None
+    generation = bench.worker._generations[50]
+    generation.projection.weight.mul_(float("inf"))  # type: ignore[attr-defined]
+    row = bench.rows("bare_two", [0])[0].tokens
+    done = bench.worker.run(RunBatch(1, [50, 1], [row, row]))
+    bench.worker.drop(50)
+    assert {p: e for g in done.groups for p, e in g.errors.items()} == {0: "vFM 'huge': its answer is not finite"}
+
+
+def test_refusals_leave_nothing_behind(bench: Bench, tmp_path: Path) -> None:
+    before = dict(bench.worker._generations)
+    small = Worker(bench.worker.backbone, "cpu", max_adapters=1)
+    other = Bench(small, bench.encoder, tmp_path, bench.backbone)
+    lora = RECIPES["lora_qv_4"]
+    assert other.load(1, "first", lora) is None
+    assert "all 1 adapters are taken" in str(other.load(2, "second", lora))
+    small.drop(1)
+    assert other.load(2, "second", lora) is None, "its place is free again"
+    small.drop(2)
+    assert bench.worker._generations == before
+
+
+def test_imported_head_must_be_the_classs_own(bench: Bench, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    other = Bench(bench.worker, bench.encoder, tmp_path, bench.backbone)
+    key = "base_model.model.classifier.weight"
+    for number, change, says in (
+        (60, lambda t: {k: v for k, v in t.items() if k != key}, "lacks 'classifier.weight'"),
+        (61, lambda t: t | {"base_model.model.extra.weight": np.zeros(2, np.float32)}, "has 'extra.weight'"),
+        (62, lambda t: t | {key: np.zeros((2, 32), np.float32)}, "'classifier.weight' has shape [2, 32]"),
+    ):
+        name = f"import{number}"
+        write_version(tmp_path / name / "1", RECIPES["imported_sequence"], bench.backbone)
+        path = tmp_path / name / "1/adapter/adapter_model.safetensors"
+        save_file(change(load_file(path)), path)
+        assert says in str(other.load(number, name, RECIPES["imported_sequence"]))
