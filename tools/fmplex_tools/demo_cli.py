@@ -74,7 +74,11 @@ def evaluate_(
     from fmplex_tools.infer_cli import default_url, protocol_of
 
     wire = protocol_of(protocol)
-    table = Table("vFM", "metric", "rows", "baseline", "written", "served", "alone = in a batch", "good")
+    table = Table()
+    for column in ("vFM", "metric"):
+        table.add_column(column, overflow="fold", min_width=16)
+    for column in ("rows", "baseline", "written", "served", "alone = batch", "good"):
+        table.add_column(column, justify="right")
     bad = 0
     with out.status("asking the server for every held-out row"):
         for live in evaluate_live(repository, url or default_url(wire), wire):

@@ -201,13 +201,16 @@ def _train(
     backbone: Backbone, train: _Side, test: _Side, pooling: Pooling, options: TaskOptions, reporter: Reporter
 ) -> _Learned:
     dimensions = options.dimensions or DEFAULT_DIMENSIONS
+    indexed = (
+        train.targets.kind == "embedding"
+    )  # held-out rows are looked up among the training rows: these in fp32 too
     with reporter.stage("features", len(train.encoded) + len(test.encoded)) as advance:
-        known, flat = _features(backbone, train, pooling, None, advance)
+        known, flat = _features(backbone, train, pooling, None, advance, fast=not indexed)
         held, held_flat = _features(backbone, test, pooling, None, advance)
     with reporter.stage("head", 1) as advance:
         probe = fit_head(known, flat, seed=options.seed, dimensions=dimensions)
         advance(1)
-    if train.targets.kind == "embedding":
+    if indexed:
         frozen = score(held_flat, held, flat, train_outputs=known)
     else:
         frozen = _score(probe, held, held_flat, known, flat, options)
@@ -226,7 +229,6 @@ def _train(
             seed=options.seed,
             report=advance,
         )
-    indexed = train.targets.kind == "embedding"  # nearest neighbours look among the training rows
     with reporter.stage("held-out rows", len(test.encoded) + (len(train.encoded) if indexed else 0)) as advance:
         held, _ = _features(backbone, test, pooling, trained.model, advance)
         if indexed:
@@ -235,15 +237,17 @@ def _train(
     return _Learned(trained.head, trained.model, reached, frozen, _error(trained.head, held, held_flat))
 
 
-def _features(backbone: Backbone, side: _Side, pooling: Pooling, model: Any, advance: Any) -> tuple[Array, Targets]:
+def _features(
+    backbone: Backbone, side: _Side, pooling: Pooling, model: Any, advance: Any, *, fast: bool = False
+) -> tuple[Array, Targets]:
     """Features and targets row by row; for token classification token by token, special tokens left out.
 
     Training counts every token of a word; so does token accuracy.
     """
     if side.targets.kind != "token_classification":
-        return backbone.features(side.encoded, pooling, model=model, advance=advance), side.targets
+        return backbone.features(side.encoded, pooling, model=model, fast=fast, advance=advance), side.targets
     values = cast(NDArray[Any], side.targets.values)
-    rows = backbone.token_features(side.encoded, model=model, advance=advance)
+    rows = backbone.token_features(side.encoded, model=model, fast=fast, advance=advance)
     tags = [token_tags(side.encoded, row, values[row]) for row in range(len(side.encoded))]
     kept = np.concatenate(tags) >= 0
     flat = Targets(side.targets.kind, side.targets.names, np.concatenate(tags)[kept])

@@ -91,34 +91,55 @@ class Backbone:
         return self._text.collate([encoded.tokens[row] for row in rows])
 
     def features(
-        self, encoded: Encoded, pooling: Pooling, *, model: Any = None, advance: Advance | None = None
+        self,
+        encoded: Encoded,
+        pooling: Pooling,
+        *,
+        model: Any = None,
+        fast: bool = False,
+        advance: Advance | None = None,
     ) -> NDArray[np.float32]:
-        """Pooled vectors, fp32 [rows, hidden], of ``model`` (by default the bare backbone)."""
+        """Pooled vectors, fp32 [rows, hidden], of ``model`` (by default the bare backbone).
+
+        ``fast`` runs the backbone in bf16 where that is native: 2 to 3 times faster, and right to about 1e-2. It is for
+        training rows only; whatever is reported is computed in fp32.
+        """
         out = np.empty((len(encoded), self.hidden), np.float32)
-        for rows, features in self._run(encoded, model, advance):
+        for rows, features in self._run(encoded, model, fast, advance):
             out[rows] = features.pooled(pooling).cpu().numpy()
         return out
 
     def token_features(
-        self, encoded: Encoded, *, model: Any = None, advance: Advance | None = None
+        self, encoded: Encoded, *, model: Any = None, fast: bool = False, advance: Advance | None = None
     ) -> list[NDArray[np.float32]]:
-        """One fp32 [tokens of the row, hidden] a row, special tokens included."""
+        """One fp32 [tokens of the row, hidden] a row, special tokens included; ``fast`` as in `features`."""
         found: dict[int, NDArray[np.float32]] = {}
         lengths = encoded.lengths()
-        for rows, features in self._run(encoded, model, advance):
+        for rows, features in self._run(encoded, model, fast, advance):
             for place, row in enumerate(rows):
                 found[row] = features.hidden[place, : lengths[row]].float().cpu().numpy()
         return [found[row] for row in range(len(encoded))]
 
     @torch.inference_mode()
-    def _run(self, encoded: Encoded, model: Any, advance: Advance | None) -> Iterator[tuple[list[int], Features]]:
+    def _run(
+        self, encoded: Encoded, model: Any, fast: bool, advance: Advance | None
+    ) -> Iterator[tuple[list[int], Features]]:
         model = self.model if model is None else model
         for rows in batches_by_length(encoded.lengths(), FEATURE_BATCH_TOKENS):
             inputs = self.collate(encoded, rows)
-            hidden = model(**inputs).last_hidden_state
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=fast and native_bf16(self.device)):
+                hidden = model(**inputs).last_hidden_state
             yield rows, Features(hidden, inputs["attention_mask"], inputs)
             if advance is not None:
                 advance(len(rows))
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether bf16 is native on ``device``: emulated, it is slower than fp32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def batches_by_length(lengths: NDArray[np.int64], most_tokens: int) -> Iterator[list[int]]:

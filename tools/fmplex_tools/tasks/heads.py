@@ -19,6 +19,8 @@ from fmplex_tools.tasks.kinds import Targets
 Array = NDArray[np.float32]
 CLASSIFIER_C = (0.003, 0.01, 0.03, 0.1, 0.3)
 """Inverse strengths of regularization that are tried, on standardized features."""
+CHOOSING_LABELS = 5
+"""Labels of a multi-label task that regularization is chosen by."""
 RIDGE_ALPHAS = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
 PROJECTION_STEPS = 300
 PROJECTION_ROWS = 256
@@ -68,8 +70,7 @@ def fit_head(features: Array, targets: Targets, *, seed: int, dimensions: int = 
     if targets.kind == "regression":
         return _regression(x, y, scaler)
     if targets.kind == "multi_label":
-        weights, biases = zip(*(_binary(x, y[:, label], seed) for label in range(y.shape[1])), strict=True)
-        return scaler.fold(np.stack(weights), np.array(biases))
+        return scaler.fold(*_multi_label(x, y, seed))
     if targets.kind == "embedding":
         return fit_projection(features, y, dimensions, seed)
     return scaler.fold(*_classifier(x, y, targets.width, seed))
@@ -105,9 +106,17 @@ def _classifier(x: Array, y: NDArray[Any], width: int, seed: int) -> tuple[NDArr
     return model.coef_, model.intercept_
 
 
-def _binary(x: Array, y: NDArray[Any], seed: int) -> tuple[NDArray[Any], float]:
-    model = _logistic(_best_c(x, y, seed)).fit(x, y)
-    return model.coef_[0], float(model.intercept_[0])
+def _multi_label(x: Array, y: Array, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """One logistic regression a label, all regularized as suits the most frequent labels best (the median of theirs)."""
+    varied = [label for label in range(y.shape[1]) if 0 < y[:, label].sum() < len(y)]
+    frequent = sorted(varied, key=lambda label: -y[:, label].sum())[:CHOOSING_LABELS]
+    chosen = sorted(_best_c(x, y[:, label], seed) for label in frequent)
+    # A label that all rows have, or none, teaches nothing: its odds are those of n rows out of n + 1.
+    weight, bias = np.zeros((y.shape[1], x.shape[1])), np.where(y.mean(0) > 0.5, 1.0, -1.0) * np.log(len(y))
+    for label in varied:
+        model = _logistic(chosen[len(chosen) // 2]).fit(x, y[:, label])
+        weight[label], bias[label] = model.coef_[0], model.intercept_[0]
+    return weight, bias
 
 
 def _regression(x: Array, y: Array, scaler: Scaler) -> Head:

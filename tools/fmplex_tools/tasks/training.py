@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fmplex_backend.backbones.base import Features
 from fmplex_backend.errors import InvalidInput
 from fmplex_backend.repository.artifact import Kind, Pooling
-from fmplex_tools.tasks.backbone import Backbone, Encoded, linear_layers
+from fmplex_tools.tasks.backbone import Backbone, Encoded, linear_layers, native_bf16
 from fmplex_tools.tasks.heads import Head, Scaler, balanced_rows, contrastive_loss
 from fmplex_tools.tasks.kinds import Targets
 from fmplex_tools.tasks.options import LoraOptions
@@ -70,14 +70,6 @@ def target_modules(backbone: Backbone, options: LoraOptions) -> tuple[str, ...]:
                 f"--target-modules {name!r}: no such linear layer; this backbone has {', '.join(known)}, or all-linear"
             )
     return options.target_modules
-
-
-def native_bf16(device: torch.device) -> bool:
-    """Whether bf16 is native on ``device``: emulated, it is slower than fp32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def train_lora(
