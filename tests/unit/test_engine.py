@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from support.facts import backbone_of
 from support.recipes import RECIPES, Recipe, write_version
 from support.reference import Reference
@@ -103,11 +104,9 @@ def test_a_head_that_fails_takes_only_its_own_rows(bench: Bench) -> None:
         def __call__(self, *_: object) -> torch.Tensor:
             raise RuntimeError("no")
 
-    import dataclasses
-
     worker, rows = bench.worker, bench.rows("bare_two", [0])
     good = worker._generations[1]
-    worker._generations[99] = dataclasses.replace(good, vfm="failing", projection=Failing())
+    worker._generations[99] = replace(good, vfm="failing", projection=Failing())
     try:
         done = worker.run(RunBatch(1, [1, 99, 1], [rows[0].tokens] * 3))
     finally:
@@ -145,8 +144,6 @@ def test_refusals_leave_nothing_behind(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_imported_head_must_be_the_classs_own(bench: Bench, tmp_path: Path) -> None:
-    from safetensors.numpy import load_file, save_file
-
     other = Bench(bench.worker, bench.encoder, tmp_path, bench.backbone)
     key = "base_model.model.classifier.weight"
     for number, change, says in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -33,8 +34,6 @@ def test_weights_are_pefts_own(tiny_backbone: Path, tmp_path: Path, name: str) -
     if recipe.imported:
         assert set(read.head) == {"classifier.weight", "classifier.bias"}
         return
-    import copy
-
     base = base_model(tiny_backbone)
     merged = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "adapter").merge_and_unload()
     touched = 0
