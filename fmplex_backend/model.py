@@ -44,7 +44,8 @@ class TritonPythonModel:
         folder = Path(args["model_repository"])
         repository = folder.parent if folder.name == name else folder
         try:
-            self._host = FMHost(repository, name, _log, settings=_settings(name, config["parameters"]))
+            settings = _settings(name, config["parameters"]).located(repository / name)
+            self._host = FMHost(repository, name, _log, settings=settings)
             self._host.start()
         except FMplexError as error:
             raise pb_utils.TritonModelException(str(error)) from None

@@ -21,7 +21,7 @@ from fmplex_backend.host.intake import Intake, is_status
 from fmplex_backend.host.registry import Registry
 from fmplex_backend.host.requests import Ask, Pending, Reply
 from fmplex_backend.host.work_dir import WorkDir
-from fmplex_backend.repository.config import CONFIG_FILE, FMSettings, fm_settings, read_config
+from fmplex_backend.repository.config import FMSettings, fm_settings
 from fmplex_backend.repository.sockets import STATUS_OUTPUT
 from fmplex_backend.scheduling.fifo import FifoQueue
 
@@ -40,7 +40,7 @@ class FMHost:
         self.fm = fm
         self._repository = repository
         self._log = log
-        self.settings = settings or fm_settings(fm, read_config(repository / fm / CONFIG_FILE))
+        self.settings = settings or fm_settings(repository / fm)
         self._work_dir = WorkDir(fm)
         engines = [EngineProcess(device, self.settings) for device in self.settings.engines.split(",")]
         self._replies: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()

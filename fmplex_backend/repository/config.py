@@ -40,7 +40,7 @@ class FMSettings(_Parameters):
     """Parameters of a physical FM (``backend: "fmplex"``)."""
 
     backbone: Annotated[str, Field(min_length=1)]
-    """A folder, ``package:NAME==VERSION/FOLDER`` (weights that a package carries), or a hub name."""
+    """A folder (``./…`` is inside the physical FM's own), ``package:NAME==VERSION/FOLDER``, or a hub name."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     ports: Annotated[int, Field(ge=1, le=16384)] = 1024
     max_batch_rows: Annotated[int, Field(ge=1, le=4096)] = 64
@@ -54,6 +54,12 @@ class FMSettings(_Parameters):
     """Compute threads of a CPU engine; 0 is every core the process may use."""
     policy: Literal["fifo"] = "fifo"
     """Scheduling policy."""
+
+    def located(self, folder: Path) -> FMSettings:
+        """These settings with a backbone that lies inside the physical FM's ``folder`` made absolute."""
+        if not self.backbone.startswith("./"):
+            return self
+        return self.model_copy(update={"backbone": str((folder / self.backbone).resolve())})
 
 
 class Policy(_Parameters):
@@ -138,9 +144,10 @@ def is_physical(config: ModelConfig) -> bool:
     return bool(config.backend == BACKEND)
 
 
-def fm_settings(name: str, config: ModelConfig) -> FMSettings:
-    """Settings of the physical FM ``name``. Raises `Refused`."""
-    return FMSettings.parse(parameters_of(config), f"physical FM {name!r}")
+def fm_settings(folder: Path) -> FMSettings:
+    """Settings of the physical FM in ``folder``, its backbone located. Raises `Refused`."""
+    config = read_config(folder / CONFIG_FILE)
+    return FMSettings.parse(parameters_of(config), f"physical FM {folder.name!r}").located(folder)
 
 
 def step_of(config: ModelConfig, physical: set[str]) -> Any | None:
@@ -177,6 +184,7 @@ def vfm_config(name: str, config: ModelConfig, physical: set[str]) -> VfmConfig 
         outputs[tensor] = socket
     if not outputs:
         raise Refused(f"{owner}: its step maps no output, so it has no port")
+    _check_bundle_policy(name, config, outputs)
     declared = {output.name: tuple(output.dims) for output in config.output}
     _check_tensors(owner, config, outputs)
     policy = Policy.parse(parameters_of(config), owner)
@@ -190,6 +198,14 @@ def vfm_config(name: str, config: ModelConfig, physical: set[str]) -> VfmConfig 
         policy=policy,
         pinned_version=_pinned_version(owner, config),
     )
+
+
+def _check_bundle_policy(name: str, config: ModelConfig, outputs: dict[str, tuple[int, str]]) -> None:
+    if len({port for port, _ in outputs.values()}) > 1 and config.parameters:
+        raise Refused(
+            f"bundle {name!r}: parameter {min(config.parameters)!r} would have no effect, since a bundle's rows count "
+            "for its vFMs; set it on them"
+        )
 
 
 def _check_tensors(owner: str, config: ModelConfig, outputs: dict[str, tuple[int, str]]) -> None:

@@ -12,6 +12,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from fmplex_backend.errors import Refused
 from fmplex_backend.repository.config import (
+    CONFIG_FILE,
     FMSettings,
     Policy,
     VfmConfig,
@@ -87,13 +88,16 @@ def test_bad_policy(key: str, value: str, says: str) -> None:
         ({"backbone": "x", "port": "9"}, "unknown parameter 'port'"),
     ],
 )
-def test_bad_physical_fm(parameters: dict[str, str], says: str) -> None:
+def test_bad_physical_fm(parameters: dict[str, str], says: str, tmp_path: Path) -> None:
     config = ModelConfig(backend="fmplex")
     for key, value in parameters.items():
         config.parameters[key].string_value = value
     assert is_physical(config)
+    folder = tmp_path / "minilm"
+    folder.mkdir()
+    write_config(folder / CONFIG_FILE, config)
     with pytest.raises(Refused) as caught:
-        fm_settings("minilm", config)
+        fm_settings(folder)
     assert str(caught.value).startswith("physical FM 'minilm': ")
     assert says in str(caught.value)
 
@@ -197,3 +201,19 @@ def test_unreadable(tmp_path: Path, text: str | bytes | None, says: str) -> None
 @given(port=st.integers(0, 99999), socket=st.sampled_from(sorted(SOCKETS)))
 def test_socket_names_round_trip(port: int, socket: str) -> None:
     assert parse_output_name(output_name(port, socket)) == (port, socket)
+
+
+def test_a_bundle_has_no_policy() -> None:
+    outputs = {"a": (1, "vector"), "b": (2, "vector")}
+    config = ensemble_config("minilm", outputs, {"a": [2], "b": [2]}, parameters={"weight": "2"})
+    with pytest.raises(Refused, match="bundle 'both': parameter 'weight' would have no effect"):
+        vfm_config("both", config, {"minilm"})
+
+
+def test_a_backbone_may_lie_in_the_physical_fms_own_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "minilm"
+    (folder / "1").mkdir(parents=True)
+    config = ModelConfig(backend="fmplex")
+    config.parameters["backbone"].string_value = "./1"
+    write_config(folder / CONFIG_FILE, config)
+    assert fm_settings(folder).backbone == str(folder / "1")

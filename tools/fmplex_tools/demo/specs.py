@@ -31,7 +31,6 @@ class DemoBundle:
     name: str
     what: str
     members: tuple[str, ...]
-    parameters: dict[str, str] = field(default_factory=dict)
 
 
 def _encoder(max_length: int, *, lowercase: bool = False, prefix: str = "") -> EncoderSpec:
@@ -143,7 +142,6 @@ BUNDLES: tuple[DemoBundle, ...] = (
         "guardrail",
         "one text → sentiment, polarity and intensity",
         ("tweet_sentiment", "review_polarity", "tweet_intensity"),
-        {"weight": "2"},
     ),
 )
 

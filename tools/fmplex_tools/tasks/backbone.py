@@ -159,10 +159,10 @@ def load_backbone(repository: Path, fm: str) -> Backbone:
 def read_settings(repository: Path, fm: str) -> FMSettings:
     """The settings of the physical FM ``fm``. Raises `NotFound` or `Refused`."""
     path = repository / fm / CONFIG_FILE
-    if not path.is_file() or not is_physical(config := read_config(path)):
+    if not path.is_file() or not is_physical(read_config(path)):
         known = ", ".join(physical_fms(repository)) or "none"
         raise NotFound(f"no physical FM {fm!r} in {repository}; there is {known}")
-    return fm_settings(fm, config)
+    return fm_settings(repository / fm)
 
 
 def linear_layers(backbone: Backbone) -> dict[str, list[str]]:

@@ -141,6 +141,8 @@ def set_task(repository: Path, name: str, values: dict[str, str], version: str |
     info = show_task(repository, name)
     if not values and version is None:
         raise InvalidInput(f"nothing to set; parameters are {', '.join(Policy.model_fields)}, and --version")
+    if values and info.bundle:
+        raise InvalidInput(f"bundle {name!r} has no policy of its own; its rows count for its vFMs, so set it on them")
     config = read_config(repository / name / CONFIG_FILE)
     merged = parameters_of(config) | values
     Policy.parse(merged, f"vFM {name!r}")
@@ -190,26 +192,23 @@ def bundles_with(repository: Path, name: str) -> list[str]:
     return sorted(user for user in sharing if tasks[user].bundle)
 
 
-def create_bundle(
-    repository: Path, name: str, members: Sequence[str], *, parameters: dict[str, str] | None = None
-) -> TaskInfo:
+def create_bundle(repository: Path, name: str, members: Sequence[str]) -> TaskInfo:
     """An ensemble over several vFMs of one physical FM: one input, every member's answer as ``<vfm>_<output>``.
 
-    Members need the same inputs and the same physical FM; they go on answering under their own names too.
+    Members need the same inputs and the same physical FM; they go on answering under their own names too. A bundle
+    has no policy: its rows count for its members.
     """
     publish.check_name(name)
     publish.check_free(repository, name)
-    parameters = dict(parameters or {})
-    Policy.parse(parameters, f"bundle {name!r}")
     if len(set(members)) < 2:
         raise InvalidInput(f"bundle {name!r}: name at least 2 different vFMs")
     infos = [show_task(repository, member) for member in dict.fromkeys(members)]
-    config = _bundle_config(name, infos, parameters, repository)
+    config = _bundle_config(name, infos, repository)
     publish.publish_bundle(repository, name, config, f"Bundle {name}: {', '.join(info.name for info in infos)}.")
     return show_task(repository, name)
 
 
-def _bundle_config(name: str, infos: list[TaskInfo], parameters: dict[str, str], repository: Path) -> ModelConfig:
+def _bundle_config(name: str, infos: list[TaskInfo], repository: Path) -> ModelConfig:
     sockets: dict[str, tuple[int, str]] = {}
     dims: dict[str, list[int]] = {}
     for info in infos:
@@ -229,4 +228,4 @@ def _bundle_config(name: str, infos: list[TaskInfo], parameters: dict[str, str],
         raise InvalidInput(f"bundle {name!r}: some of its vFMs take a pair of texts and some one text")
     batch = min(int(read_config(repository / model / CONFIG_FILE).max_batch_size) for model in [i.name for i in infos])
     inputs = ("text", "text_pair") if pairs == {True} else ("text",)
-    return ensemble_config(fms.pop(), sockets, dims, inputs=inputs, max_batch_size=batch, parameters=parameters)
+    return ensemble_config(fms.pop(), sockets, dims, inputs=inputs, max_batch_size=batch)
