@@ -33,7 +33,9 @@ class Intake:
                 if self._dispatcher.submit(request, rows):
                     return
             except QueueFull as full:
-                raise Unavailable(f"{full}; retry in 100 ms") from None
+                if full.hopeless:
+                    raise InvalidInput(f"{full}; ask for at most {full.limit} at a time (max_queue_size)") from None
+                raise Unavailable(f"{full} (max_queue_size); retry in 100 ms") from None
             # A generation was swapped or removed between routing and queueing: route again.
 
     def _wanted(self, outputs: frozenset[str]) -> dict[int, frozenset[str]]:

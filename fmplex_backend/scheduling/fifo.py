@@ -44,7 +44,7 @@ class FifoQueue(Queue):
         if self._waiting[vfm] + len(rows) > limit:
             for row in rows:
                 row.state = "rejected"
-            raise QueueFull(vfm, self._waiting[vfm], limit)
+            raise QueueFull(vfm, len(rows), self._waiting[vfm], limit)
         for row in rows:
             row.state, row.submitted = "waiting", now
         self._waiting[vfm] += len(rows)

@@ -54,11 +54,16 @@ class Decision:
 
 
 class QueueFull(Exception):
-    """The vFM's queue has no room; ``waiting`` rows are in it, ``limit`` is its size."""
+    """The vFM's queue has no room for ``rows`` more; ``waiting`` are in it, ``limit`` is its size."""
 
-    def __init__(self, vfm: str, waiting: int, limit: int) -> None:
-        super().__init__(f"vFM {vfm!r}: queue is full, {waiting} of {limit} rows wait (max_queue_size)")
-        self.waiting, self.limit = waiting, limit
+    def __init__(self, vfm: str, rows: int, waiting: int, limit: int) -> None:
+        super().__init__(f"vFM {vfm!r}: no room for {rows} more rows in its queue, {waiting} of {limit} wait")
+        self.vfm, self.rows, self.waiting, self.limit = vfm, rows, waiting, limit
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether even an empty queue would have no room."""
+        return self.rows > self.limit
 
 
 class Queue(ABC):

@@ -176,7 +176,7 @@ def test_put_back_may_exceed_the_queue_size(queue: FifoQueue) -> None:
     queue.submit(rows("a", LIMIT), 0)
     queue.put_back(batch, 0)
     assert queue.waiting("a") == LIMIT + 4
-    with pytest.raises(QueueFull, match="10 of 6 rows wait"):
+    with pytest.raises(QueueFull, match="10 of 6 wait"):
         queue.submit(rows("a", 1), 0)
 
 
