@@ -55,9 +55,7 @@ def test_eight_vfms_on_one_backbone(fresh: LiveServer, minilm_backbone: Path) ->
     backbone = (minilm_backbone / "model.safetensors").stat().st_size
     added = (sizes[N] - sizes[1]) / (N - 1)
     print(f"\nresident (PSS of the process tree): {sizes[1] / 1e6:.0f} MB with 1 vFM, {sizes[N] / 1e6:.0f} MB with {N}")
-    print(
-        f"per added vFM: {added / 1e6:+.2f} MB resident (noise is about 1 MB); n_bytes {n_bytes[0] / 1e6:.2f} MB on the device"
-    )
+    print(f"per added vFM: {added / 1e6:+.2f} MB resident, noise about 1 MB; n_bytes {n_bytes[0] / 1e6:.2f} MB")
     print(f"the backbone's weights: {backbone / 1e6:.0f} MB, which {N - 1} more models would each have added")
     assert len(n_bytes) == N
     assert sum(n_bytes) < backbone / 10

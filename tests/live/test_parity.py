@@ -18,6 +18,8 @@ from support.reference import Reference
 pytestmark = pytest.mark.live
 
 TOLERANCE = 1e-5
+"""Absolute and relative. Logits of 8 to 16, as two demo vFMs have, vary by 9e-6 to 2e-5 in plain transformers itself,
+between a row alone and the same row in a padded batch."""
 BATCHES = ([0], [3, 1], [4, 0, 2, 5, 1, 3] * 3)
 """Rows of TEXTS: single, a pair of unequal lengths, and a batch with every length several times."""
 ROOT = Path(__file__).parents[2]
@@ -59,7 +61,7 @@ def fitting(name: str, text: str) -> str:
 
 
 def check(client: Any, name: str, version: Path, expected: list[Any], batches: Any = BATCHES) -> float:
-    """Ask ``name`` for every batch and compare; returns the largest difference, relative where a value exceeds 1."""
+    """Ask ``name`` for every batch and compare; returns the largest difference, relative where answers exceed 1."""
     worst = 0.0
     for batch in batches:
         texts = [fitting(name, TEXTS[i]) for i in batch]
@@ -71,16 +73,20 @@ def check(client: Any, name: str, version: Path, expected: list[Any], batches: A
             assert got.shape == wanted.shape
             assert not row[len(wanted) :].any(), "beyond a row's own tokens there is only padding"
             np.testing.assert_allclose(got, wanted, rtol=TOLERANCE, atol=TOLERANCE, err_msg=f"{name} in {batch}")
-            worst = max(worst, float((np.abs(got - wanted) / np.maximum(1, np.abs(wanted))).max()))
+            worst = max(worst, float(np.abs(got - wanted).max() / max(1, np.abs(wanted).max())))
     return worst
+
+
+def largest(worst: dict[str, float]) -> str:
+    """For people: the largest difference and whose it is."""
+    name = max(worst, key=worst.__getitem__)
+    return f"largest difference {worst[name]:.1e} ({name})"
 
 
 def test_alone_and_in_batches(vfms: dict[str, Path], references: dict[str, list[Any]], client: Any) -> None:
     worst = {name: check(client, name, version, references[name]) for name, version in vfms.items()}
     assert set(RECIPES) <= set(worst)
-    print(
-        f"\nparity of {len(worst)} vFMs, largest difference / max(1, |value|) {max(worst.values()):.1e} ({max(worst, key=worst.get)})"
-    )
+    print(f"\nparity of {len(worst)} vFMs: {largest(worst)}")
 
 
 def test_over_http(server: LiveServer, vfms: dict[str, Path], references: dict[str, list[Any]]) -> None:
@@ -99,14 +105,12 @@ def test_while_16_clients_load_every_other_vfm(
     for checked, loaded in ((names[::2], names[1::2]), (names[1::2], names[::2])):
         with Load(server, loaded, threads=16, pairs=pairs) as load:
             for name in checked:
-                worst[name] = check(client, name, vfms[name], references[name], batches=([1], [4, 0, 2, 5]))
+                worst[name] = check(client, name, vfms[name], references[name], batches=([4, 0, 2],))
                 info = ask(client, name, ["good film"], ["bad"] if name in pairs else None)["info"][0]
                 mixed += info["batch_vfms"] > 1
         load.check()
     assert mixed > len(names) // 2, "the answers hardly ever shared a batch, so this proved nothing"
-    print(
-        f"\nunder load: largest difference / max(1, |value|) {max(worst.values()):.1e} ({max(worst, key=worst.get)}), {mixed} mixed"
-    )
+    print(f"\nunder load of 16 clients: {largest(worst)}; {mixed} of {len(names)} shared a batch when asked")
 
 
 def test_an_ignored_adapter_would_be_seen(
