@@ -211,7 +211,7 @@ def test_a_full_queue_takes_all_rows_or_none(host: Host, engine: FakeEngine) -> 
     engine.gate.clear()
     running = host.request((a, 1))
     assert engine.entered.acquire(timeout=5)
-    with pytest.raises(QueueFull, match="vFM 'b': no room for . more rows in its queue, 0 of 2 wait"):
+    with pytest.raises(QueueFull, match=r"vFM 'b': no room for . more rows in its queue, 0 of 2 wait"):
         host.request((a, 2), (b, 3))
     assert host.dispatcher.waiting("a") == host.dispatcher.waiting("b") == 0
     assert (a.rows, b.rows) == (1, 0)
