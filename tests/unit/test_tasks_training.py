@@ -32,7 +32,9 @@ from fmplex_tools.task_cli import app
 from fmplex_tools.tasks import Examples, LoraOptions, TaskOptions, create_task, import_task, show_task, train_task
 from fmplex_tools.tasks.backbone import Backbone
 from fmplex_tools.tasks.evaluate import micro_f1, nearest_neighbour
+from fmplex_tools.tasks.heads import fit_head
 from fmplex_tools.tasks.importing import ImportOptions
+from fmplex_tools.tasks.kinds import Targets
 from fmplex_tools.tasks.publish import staging_root
 
 GOOD, BAD, FILLER = ("good", "great", "fine"), ("bad", "poor", "awful"), ("film", "food", "day", "book", "game", "song")
@@ -286,6 +288,15 @@ def test_the_command_makes_a_task_from_a_file(repository: Path, tmp_path: Path) 
     wrong = run.invoke(app, ["create", "other", *common[1:], "--fm", "toy", "--rank", "8"])
     assert wrong.exit_code == 1
     assert "--rank is about LoRA" in wrong.stderr
+
+
+def test_a_label_that_every_row_has_is_always_given() -> None:
+    features = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+    values = np.stack([features[:, 0] > 0, np.ones(40)], axis=1).astype(np.float32)
+    head = fit_head(features, Targets("multi_label", ("varies", "always"), values), seed=0)
+    outputs = head.apply(features)
+    assert (outputs[:, 1] > 3).all()
+    assert ((outputs[:, 0] > 0) == (values[:, 0] > 0)).mean() > 0.8
 
 
 def test_scores_by_hand() -> None:

@@ -107,7 +107,7 @@ def _classifier(x: Array, y: NDArray[Any], width: int, seed: int) -> tuple[NDArr
 
 
 def _multi_label(x: Array, y: Array, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """One logistic regression a label, all regularized as suits the most frequent labels best (the median of theirs)."""
+    """One logistic regression a label, all regularized as suits the most frequent labels (the median of theirs)."""
     varied = [label for label in range(y.shape[1]) if 0 < y[:, label].sum() < len(y)]
     frequent = sorted(varied, key=lambda label: -y[:, label].sum())[:CHOOSING_LABELS]
     chosen = sorted(_best_c(x, y[:, label], seed) for label in frequent)
