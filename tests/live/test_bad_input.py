@@ -241,8 +241,8 @@ def test_more_rows_than_the_queue_holds(server: LiveServer, client: Any) -> None
         server.wait_serving("narrow")
         assert ask(client, "narrow", ["good", "bad"])["logits"].shape == (2, 3)
         error = refusal(client, "narrow", ["good", "bad", "film"])
-        assert "UNAVAILABLE" in error
-        assert "vFM 'narrow': queue is full" in error
-        assert "max_queue_size" in error
+        assert "INVALID_ARG" in error, "to send it again would never help"
+        assert "vFM 'narrow': no room for 3 more rows in its queue" in error
+        assert "at most 2 at a time (max_queue_size)" in error
     finally:
         os.rename(server.repository / "narrow", stage(server.repository, "removed-narrow"))
