@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -119,7 +119,7 @@ def unpack(archive: Path, target: Path) -> None:
                         if written > MAX_UNPACKED_BYTES:
                             raise InvalidInput(f"{archive.name}: unpacks to more than {MAX_UNPACKED_BYTES} bytes")
                         out.write(chunk)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError) as error:
         raise InvalidInput(f"{archive.name}: not a readable archive ({error})") from error
 
 
@@ -249,11 +249,6 @@ class _Bar:
         """Advance by ``increment`` bytes."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, advance=increment)
-
-
-def remove_package(name: str, version: str, kind: PackageKind = "wheel") -> None:
-    """Remove one fetched package from the cache, if it is there."""
-    shutil.rmtree(package_dir(name, version if kind == "wheel" else f"{version}-sdist"), ignore_errors=True)
 
 
 def progress_columns() -> tuple[Any, ...]:

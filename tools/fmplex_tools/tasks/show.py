@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -40,27 +41,26 @@ def result_table(result: TaskResult) -> Table:
 
 
 def tasks_table(tasks: list[TaskInfo]) -> Table:
-    """One line a vFM."""
-    table = Table()
-    for heading in ("vFM", "port", "kind"):
+    """One line a vFM; what is wrong with a broken one stands in place of its quality."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("vFM", "port", "kind", "version", "weight"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("version", "adapter", "weight", "held out", "baseline", "KB"):
-        table.add_column(heading, overflow="fold")
+    table.add_column("held out (baseline)", overflow="fold")
     for task in tasks:
         artifact = task.artifact
         quality = artifact.quality if artifact else None
-        kind = "bundle" if task.bundle else artifact.kind if artifact else "[red]broken[/]"
-        problem = f"[red]{escape(task.problem)}[/]" if task.problem else ""
+        adapter = " + LoRA" if artifact and artifact.adapter else ""
+        kind = "bundle" if task.bundle else artifact.kind + adapter if artifact else "[red]broken[/]"
+        last = f"[red]{escape(task.problem)}[/]" if task.problem else ""
+        if quality is not None:
+            last = f"{quality.metric} {quality.value:.3f} ({quality.baseline:.3f})"
         table.add_row(
             escape(task.name),
             ", ".join(map(str, task.ports)),
             kind,
-            ("" if task.version is None else str(task.version)) + (" pinned" if task.pinned else ""),
-            "" if artifact is None else "yes" if artifact.adapter else "no",
-            "" if task.policy is None else f"{task.policy.weight:g}",
-            f"{quality.metric} {quality.value:.3f}" if quality else problem,
-            f"{quality.baseline:.3f}" if quality else "",
-            f"{task.bytes_on_disk / 1000:.0f}",
+            ("" if task.version is None or task.bundle else str(task.version)) + (" pinned" if task.pinned else ""),
+            "" if task.policy is None or task.bundle else f"{task.policy.weight:g}",
+            last,
         )
     return table
 
