@@ -6,6 +6,7 @@ What is there is left alone, so that a second run is instant and one that was st
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,12 +153,14 @@ def _adapter_name(task: DemoTask) -> str:
 def held_out(name: str, rows: int | None = None) -> tuple[list[str], list[object]]:
     """Held-out texts of a demo vFM and their labels, by the same fixed split that it was trained with.
 
-    ``rows`` is the most to give. Labels are as the data has them: a string, a tuple of strings or a number. Needs the
+    In a fixed random order; ``rows`` is the most to give. Labels are as the data has them: a string, a tuple of strings or a number. Needs the
     datasets fetched; raises `NotFound` for a name that is not in the demo.
     """
     examples = _held_out(name)
-    count = len(examples) if rows is None else min(rows, len(examples))
-    return list(examples.texts[:count]), list((examples.labels or ())[:count])
+    order = list(range(len(examples)))
+    random.Random(0).shuffle(order)  # the data comes sorted by label: the first few would be all of one
+    picked = examples.take(order[:rows])
+    return list(picked.texts), list(picked.labels or ())
 
 
 def _held_out(name: str) -> Examples:

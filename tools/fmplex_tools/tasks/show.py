@@ -41,11 +41,11 @@ def result_table(result: TaskResult) -> Table:
 
 
 def tasks_table(tasks: list[TaskInfo]) -> Table:
-    """One line a vFM; what is wrong with a broken one stands in place of its quality."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    """One line a vFM, in 80 columns; the metric is its kind's, `info_table` names it. What is wrong with a broken one stands in place of its quality."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("vFM", "port", "kind", "version", "weight"):
         table.add_column(heading, no_wrap=True)
-    table.add_column("held out (baseline)", overflow="fold")
+    table.add_column("held out (baseline)", min_width=13, overflow="fold")
     for task in tasks:
         artifact = task.artifact
         quality = artifact.quality if artifact else None
@@ -53,7 +53,7 @@ def tasks_table(tasks: list[TaskInfo]) -> Table:
         kind = "bundle" if task.bundle else artifact.kind + adapter if artifact else "[red]broken[/]"
         last = f"[red]{escape(task.problem)}[/]" if task.problem else ""
         if quality is not None:
-            last = f"{quality.metric} {quality.value:.3f} ({quality.baseline:.3f})"
+            last = f"{quality.value:.3f} ({quality.baseline:.3f})"
         table.add_row(
             escape(task.name),
             ", ".join(map(str, task.ports)),
