@@ -153,8 +153,8 @@ def _adapter_name(task: DemoTask) -> str:
 def held_out(name: str, rows: int | None = None) -> tuple[list[str], list[object]]:
     """Held-out texts of a demo vFM and their labels, by the same fixed split that it was trained with.
 
-    In a fixed random order; ``rows`` is the most to give. Labels are as the data has them: a string, a tuple of strings or a number. Needs the
-    datasets fetched; raises `NotFound` for a name that is not in the demo.
+    In a fixed random order; ``rows`` is the most to give. Labels are as the data has them: a string, a tuple of strings
+    or a number. Needs the datasets fetched; raises `NotFound` for a name that is not in the demo.
     """
     examples = _held_out(name)
     order = list(range(len(examples)))

@@ -41,7 +41,10 @@ def result_table(result: TaskResult) -> Table:
 
 
 def tasks_table(tasks: list[TaskInfo]) -> Table:
-    """One line a vFM, in 80 columns; the metric is its kind's, `info_table` names it. What is wrong with a broken one stands in place of its quality."""
+    """One line a vFM, in 80 columns: the metric is its kind's, which `info_table` names.
+
+    What is wrong with a broken one stands in place of its quality.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("vFM", "port", "kind", "version", "weight"):
         table.add_column(heading, no_wrap=True)
