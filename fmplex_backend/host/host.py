@@ -26,6 +26,8 @@ from fmplex_backend.repository.sockets import STATUS_OUTPUT
 from fmplex_backend.scheduling.fifo import FifoQueue
 
 SCAN_SECONDS = 0.25
+REST_SECONDS = 0.1
+"""Until the next look at a version whose files have just changed: unchanged since, it is taken for whole."""
 SENDERS = 2
 """Threads that reply. Sending blocks for a round trip to tritonserver; two carry 5,000 replies/s, four no more."""
 
@@ -126,8 +128,9 @@ class FMHost:
                 self._log(f"cannot send a reply: {type(error).__name__}: {error}")
 
     def _watch(self) -> None:
-        while not self._stop.wait(SCAN_SECONDS):
+        at_rest = True
+        while not self._stop.wait(SCAN_SECONDS if at_rest else REST_SECONDS):
             try:
-                self.registry.scan()
+                at_rest = self.registry.scan()
             except Exception as error:  # e.g. the repository is not mounted for a moment: keep what is served
                 self._log(f"cannot read the repository: {type(error).__name__}: {error}")

@@ -64,14 +64,16 @@ class Registry:
         self._entries: dict[str, _Entry] = {}
         self._table = RouteTable()
         self._generations = 0
+        self._at_rest = True
         self.routes: Mapping[int, Route] = {}
 
-    def scan(self, *, settled: bool = False) -> None:
-        """Bring what is served in line with the repository.
+    def scan(self, *, settled: bool = False) -> bool:
+        """Bring what is served in line with the repository; whether it is, or a version waits for the next scan.
 
         A version whose files changed since the last scan is left for the next one, since somebody may still be
         writing it; ``settled`` takes it at once.
         """
+        self._at_rest = True
         folders = model_dirs(self._repository)
         for name in self._entries.keys() - folders.keys():
             self._remove(self._entries.pop(name))
@@ -81,6 +83,7 @@ class Registry:
             if entry.config is not None and not entry.config.is_bundle:
                 self._follow(entry, settled)
         self._reroute()
+        return self._at_rest
 
     def _reroute(self) -> None:
         self.routes = self._table.build(self._claims(), time.monotonic())
@@ -140,7 +143,10 @@ class Registry:
         if entry.generation is not None and entry.generation.key == key:
             entry.tried, entry.refusal = key, None
             return
-        if key == entry.tried or not at_rest:
+        if key == entry.tried:
+            return
+        if not at_rest:
+            self._at_rest = False
             return
         entry.tried = key
         try:

@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
+import tritonclient.http as http
 from support.live import wait_for
 from support.recipes import RECIPES, write_vfm
 from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -92,22 +92,34 @@ def serving(repository: Path, *options: str) -> Iterator[Served]:
         served.finish()
 
 
-@pytest.mark.parametrize("mode", ["poll", "explicit"])
-def test_serve_shows_what_it_serves_and_ctrl_c_leaves_nothing(small_repository: Path, mode: str) -> None:
-    with serving(small_repository, "--mode", mode) as served:
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """One ``fmplex`` command to its end."""
+    return subprocess.run([*FMPLEX, *arguments], capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_serve_shows_what_it_serves_and_ctrl_c_leaves_nothing(small_repository: Path) -> None:
+    with serving(small_repository) as served:
         served.wait_ready()
-        assert "good" in served.printed
         assert "vFM 'bad': parameter 'weight' is '0'" in served.printed
         assert "fmplex infer good" in served.printed
         status = fetch_status(served.http, "tiny")
         assert len(set(status["engine_pids"])) == 2, "one engine process a device"
         tree = psutil.Process(served.process.pid).children(recursive=True)
         assert len(tree) >= 4, "tritonserver, stub and two engines"
-        answer = subprocess.run(
-            [*FMPLEX, "infer", "good", "hello", "--url", served.http], capture_output=True, text=True, check=False
-        )
+
+        answer = run("infer", "good", "hello", "--url", served.http)
         assert answer.returncode == 0, answer.stderr
         assert "L" in answer.stdout
+
+        second = run("serve", "-r", str(small_repository), "--http-port", str(served.ports[0]))
+        assert second.returncode == 1
+        assert f"port {served.ports[0]}" in second.stderr
+
+        check = run("check", "-r", str(small_repository))
+        assert check.returncode == 1
+        bad = next(vfm for vfm in fetch_status(served.http, "tiny")["vfms"] if vfm["name"] == "bad")
+        assert bad["reason"] in check.stderr, "check and the server say the same"
+
         served.process.send_signal(signal.SIGINT)
         assert served.finish() == 0
         assert "no process is left" in served.printed
@@ -124,29 +136,19 @@ def test_no_process_outlives_a_killed_serve(small_repository: Path) -> None:
         assert not alive
 
 
-def test_serve_ends_and_says_why_when_tritonserver_dies(small_repository: Path) -> None:
-    with serving(small_repository) as served:
+def test_explicit_mode_and_serve_says_why_when_tritonserver_dies(small_repository: Path) -> None:
+    with serving(small_repository, "--mode", "explicit") as served:
         served.wait_ready()
-        server = psutil.Process(served.process.pid).children()[0]
-        server.kill()
+        host = fetch_status(served.http, "tiny")["host_pid"]
+        with http.InferenceServerClient(served.http) as client:
+            client.unload_model("good")
+            assert not client.is_model_ready("good")
+            client.load_model("good")
+            assert client.is_model_ready("good")
+        assert fetch_status(served.http, "tiny")["host_pid"] == host, "the physical FM stayed up"
+        psutil.Process(served.process.pid).children()[0].kill()
         assert served.finish() == 1
         assert "tritonserver ended by itself with code -9" in served.printed
-
-
-def test_a_taken_port_is_an_error_at_once(small_repository: Path) -> None:
-    with serving(small_repository) as first:
-        first.wait_ready()
-        started = time.monotonic()
-        second = subprocess.run(
-            [*FMPLEX, "serve", "-r", str(small_repository), "--http-port", str(first.ports[0])],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert second.returncode == 1
-        assert f"port {first.ports[0]}" in second.stderr
-        assert time.monotonic() - started < 30
-        assert fetch_status(first.http, "tiny")["vfms"], "the first one is undisturbed"
 
 
 def test_a_backbone_that_is_not_there_is_named(small_repository: Path) -> None:
@@ -154,17 +156,6 @@ def test_a_backbone_that_is_not_there_is_named(small_repository: Path) -> None:
     config.parameters["backbone"].string_value = "/nowhere/backbone"
     write_config(small_repository / "tiny" / CONFIG_FILE, config)
     for command in ("serve", "check"):
-        run = subprocess.run(
-            [*FMPLEX, command, "-r", str(small_repository)], capture_output=True, text=True, check=False
-        )
-        assert run.returncode == 1
-        assert "backbone '/nowhere/backbone': no such folder" in run.stderr
-
-
-def test_check_says_what_the_server_says(small_repository: Path) -> None:
-    check = subprocess.run([*FMPLEX, "check", "-r", str(small_repository)], capture_output=True, text=True, check=False)
-    assert check.returncode == 1
-    with serving(small_repository) as served:
-        served.wait_ready()
-        bad = next(vfm for vfm in fetch_status(served.http, "tiny")["vfms"] if vfm["name"] == "bad")
-    assert bad["reason"] in check.stderr
+        ended = run(command, "-r", str(small_repository))
+        assert ended.returncode == 1
+        assert "backbone '/nowhere/backbone': no such folder" in ended.stderr
