@@ -1,7 +1,7 @@
 # Few verbs. Each installs what it needs into .venv first, and starts at once the second time.
 #   make serve    install, build the demo vFMs where they are missing, serve until Ctrl-C
 #   make check    validate model_repository/ without a server
-#   make test     install and pass the tests
+#   make test     install, build the demo vFMs where they are missing, pass the tests
 #   make lint     ruff and strict mypy
 
 VENV   := .venv
@@ -18,6 +18,7 @@ check: $(VENV)/.installed
 	@$(BIN)/fmplex check $(ARGS)
 
 test: $(VENV)/.installed-test
+	@$(BIN)/fmplex demo build
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.installed-test
