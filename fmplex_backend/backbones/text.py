@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,17 @@ def _facts(spec: str, folder: Path, model: Any, tokenizer: Any) -> BackboneFacts
         max_length=_max_length(model, tokenizer),
         layers={name: (m.out_features, m.in_features) for name, m in linear.items()},
         biases={name: m.bias.numel() for name, m in biased.items()},
-        token_type_ids="token_type_ids" in tokenizer.model_input_names,
+        token_type_ids=_tells_pairs_apart(model, tokenizer),
         tokenizer=tokenizer.backend_tokenizer.to_str(),
         pad_token_id=int(pad),
     )
+
+
+def _tells_pairs_apart(model: Any, tokenizer: Any) -> bool:
+    """Whether both tokenizer and model have type ids; a BERT tokenizer may come with a model that knows none."""
+    takes = "token_type_ids" in inspect.signature(type(model).forward).parameters
+    types = getattr(model.config, "type_vocab_size", 0)
+    return takes and types > 1 and "token_type_ids" in tokenizer.model_input_names
 
 
 def _max_length(model: Any, tokenizer: Any) -> int:
