@@ -12,8 +12,7 @@ from fmplex_backend.errors import FMplexError, NotFound, Refused
 from fmplex_backend.host.host import FMHost
 from fmplex_backend.repository.config import CONFIG_FILE, fm_settings, read_config
 from fmplex_backend.repository.layout import model_dirs, physical_fms
-from fmplex_tools.console import fail, out
-from fmplex_tools.fetch_cli import DEFAULT_REPOSITORY
+from fmplex_tools.console import DEFAULT_REPOSITORY, fail, out
 from fmplex_tools.serving import refusals, vfm_table
 
 

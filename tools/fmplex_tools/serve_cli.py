@@ -15,8 +15,8 @@ from rich.panel import Panel
 from fmplex_backend.backbones.source import cache_dir
 from fmplex_backend.errors import EngineFailure, FMplexError
 from fmplex_backend.repository.layout import physical_fms
-from fmplex_tools.console import err, fail, out
-from fmplex_tools.fetch_cli import DEFAULT_REPOSITORY, fetch_backbones
+from fmplex_tools.console import DEFAULT_REPOSITORY, err, fail, out
+from fmplex_tools.fetching import fetch_backbones
 from fmplex_tools.server.process import ServerOptions, TritonServer
 from fmplex_tools.serving import fetch_status, refusals, vfm_table
 
@@ -55,7 +55,7 @@ def serve(
         from fmplex_tools.demo import ensure_demo
 
         ensure_demo(repository, out)
-    fetch_backbones(repository)
+    fetch_backbones(repository, out)
     options = ServerOptions(repository.resolve(), http_port, grpc_port, metrics_port, host, mode, log_level)
     log_file = log_file or cache_dir() / "log" / f"tritonserver-{http_port}.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from fmplex_backend.errors import FMplexError, InvalidInput
 from fmplex_backend.repository.artifact import EncoderSpec
-from fmplex_tools.console import fail, out
+from fmplex_tools.console import DEFAULT_REPOSITORY, fail, out
 from fmplex_tools.tasks import (
     Columns,
     Examples,
@@ -107,7 +107,6 @@ Threshold = Annotated[float, typer.Option("--threshold", help="Multi-label: prob
 Separator = Annotated[str, typer.Option("--separator", help="Multi-label: between labels.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of split and training.")]
 Weight = Annotated[float | None, typer.Option("--weight", help="Share of the device (default 1).")]
-DEFAULT_REPOSITORY = Path("model_repository")
 
 
 @app.command("create")

