@@ -19,7 +19,7 @@ RUN pip install --no-cache-dir --no-deps --force-reinstall .
 # `user:` in docker-compose.yml to its owner.
 ENV FMPLEX_CACHE=/var/cache/fmplex \
     HF_HOME=/var/cache/fmplex/huggingface
-RUN mkdir -p /models "$FMPLEX_CACHE" && chown -R 1000:1000 /models "$FMPLEX_CACHE"
+RUN mkdir -p /workspace "$FMPLEX_CACHE" && chown -R 1000:1000 /workspace "$FMPLEX_CACHE"
 USER 1000:1000
 VOLUME ["/var/cache/fmplex"]
 
@@ -32,4 +32,4 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
 # SIGINT is what Ctrl-C sends: fmplex serve then stops the server and every process of its own.
 STOPSIGNAL SIGINT
 ENTRYPOINT ["fmplex", "serve"]
-CMD ["--repository", "/models", "--host", "0.0.0.0"]
+CMD ["--repository", "/workspace/model_repository", "--host", "0.0.0.0"]

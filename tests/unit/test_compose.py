@@ -73,7 +73,8 @@ def test_service_is_what_triton_needs(compose: dict[str, Any]) -> None:
     service = compose["services"]["fmplex"]
     assert {port.split(":")[1] for port in service["ports"]} == {"8000", "8001", "8002"}
     assert service["shm_size"] == "2gb"
-    assert "./model_repository:/models" in service["volumes"]
+    assert "./:/workspace" in service["volumes"]
+    assert (ROOT / "model_repository").is_dir()
     assert not any(volume.endswith(":ro") for volume in service["volumes"])
     [device] = service["deploy"]["resources"]["reservations"]["devices"]
     assert device["driver"] == "nvidia"
@@ -129,7 +130,7 @@ def test_command_is_one_that_serve_understands(compose: dict[str, Any]) -> None:
     app.command()(serve)
     arguments = compose["services"]["fmplex"]["command"]
     with typer.main.get_command(app).make_context("serve", list(arguments)) as context:
-        assert context.params["repository"] == Path("/models")
+        assert context.params["repository"] == Path("/workspace/model_repository")
         assert context.params["host"] == "0.0.0.0"
 
 

@@ -72,10 +72,10 @@ def evaluate_(
 
     wire = protocol_of(protocol)
     table = Table()
-    for column in ("vFM", "metric"):
-        table.add_column(column, overflow="fold", min_width=16)
+    table.add_column("vFM", no_wrap=True)
+    table.add_column("metric", overflow="fold")
     for column in ("rows", "baseline", "written", "served", "alone = batch", "good"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     bad = 0
     with out.status("asking the server for every held-out row"):
         for live in evaluate_live(repository, url or default_url(wire), wire):

@@ -98,7 +98,12 @@ def fetch_datasets(console: Console) -> list[Path]:
 
 def results_table(repository: Path) -> Table:
     """What the demo's vFMs are and what they reach on held-out rows, out of their ``vfm.json``."""
-    table = Table("vFM", "kind", "adapter", "train", "test", "metric", "baseline", "value", "KB", title="demo vFMs")
+    table = Table(title="demo vFMs")
+    table.add_column("vFM", no_wrap=True)
+    for column in ("kind", "adapter"):
+        table.add_column(column, overflow="fold")
+    for column in ("train", "test", "metric", "baseline", "value", "KB"):
+        table.add_column(column, justify="left" if column == "metric" else "right", overflow="fold")
     adapters = {task.name: _adapter_name(task) for task in DEMO}
     for info in list_tasks(repository):
         if info.name not in NAMES:
