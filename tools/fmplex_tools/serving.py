@@ -33,10 +33,11 @@ def fetch_status(http: str, fm: str, timeout: float = 10.0) -> dict[str, Any]:
 def vfm_table(status: dict[str, Any], served: str = "serving") -> Table:
     """The vFMs of one physical FM, a row each; ``served`` is what the state of a good one is called."""
     table = Table(title=f"physical FM {status['fm']}: {status['backbone']}", title_justify="left", min_width=60)
+    # On a narrow terminal the kind and a bundle's ports are folded; names and figures stay whole.
     for column in ("vFM", "state", "kind", "adapter"):
-        table.add_column(column, no_wrap=True)
-    for column in ("port", "version", "weight", "bytes"):
-        table.add_column(column, justify="right", no_wrap=column != "port")
+        table.add_column(column, no_wrap=column != "kind", overflow="fold", min_width=5)
+    for column in ("port", "v.", "weight", "bytes"):
+        table.add_column(column, justify="right", no_wrap=column != "port", overflow="fold")
     states = {"serving": f"[green]{served}[/]", "refused": "[red]refused[/]"}
     for vfm in status["vfms"]:
         row = [escape(vfm["name"]), states.get(vfm["state"], vfm["state"])]

@@ -262,7 +262,7 @@ def import_(
 
       fmplex task import mail_vector ./checkpoint --pooling mean --normalize
     """
-    from fmplex_tools.tasks.importing import ImportOptions, import_task
+    from fmplex_tools.tasks.importing import ImportOptions, base_model_of, import_task
 
     encoder = _encoder(
         EncoderSpec(max_length=DEFAULT_MAX_LENGTH), max_length, prefix, lowercase, "yes" if pair else None
@@ -275,7 +275,14 @@ def import_(
         encoder=encoder,
     )
     parameters = {} if weight is None else {"weight": f"{weight:g}"}
-    out.print(result_table(import_task(repository, name, checkpoint, options, fm=fm, parameters=parameters)))
+    result = import_task(repository, name, checkpoint, options, fm=fm, parameters=parameters)
+    out.print(result_table(result))
+    if (trained_on := base_model_of(checkpoint)) not in (None, result.artifact.backbone.name):
+        out.print(
+            f"[yellow]note:[/] the checkpoint says it was trained on {trained_on!r}; make sure that physical FM {fm!r} "
+            f"({result.artifact.backbone.name}) has the same weights: that its layers fit does not tell",
+            soft_wrap=True,
+        )
 
 
 @app.command("list")

@@ -117,6 +117,11 @@ def read_task_type(checkpoint: Path) -> TaskType:
     return TASK_TYPES[TASK_TYPES.index(found)]
 
 
+def base_model_of(checkpoint: Path) -> str | None:
+    """What the checkpoint says that it was trained on, a hub name or a folder; None where it does not say."""
+    return _json(checkpoint / CONFIG).get("base_model_name_or_path") or None
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
