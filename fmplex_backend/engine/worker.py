@@ -43,8 +43,10 @@ class Worker:
         """Take a packed generation; one that cannot be served leaves nothing behind."""
         try:
             n_bytes = self._load(message)
-        except (FMplexError, OSError) as error:
+        except FMplexError as error:
             return GenerationLoaded(message.generation, str(error))
+        except Exception as error:  # out of memory, a file gone, a defect: it is refused, the others go on
+            return GenerationLoaded(message.generation, f"it cannot be loaded: {type(error).__name__}: {error}")
         return GenerationLoaded(message.generation, None, n_bytes)
 
     def _load(self, message: LoadGeneration) -> int:
@@ -60,7 +62,11 @@ class Worker:
         n_bytes = sum(tensor.numel() * 4 for tensor in parameters.values())
         if artifact.adapter:
             adapter = AdapterTensors(tables["lora_A"], tables["lora_B"], self._bias_delta(tables))
-            self._bank.load(message.generation, adapter)
+            try:
+                self._bank.load(message.generation, adapter)
+            except Exception:
+                self._bank.drop(message.generation)
+                raise
             n_bytes += adapter.n_bytes
         self._generations[message.generation] = Generation(message.vfm, artifact, projection, artifact.adapter)
         return n_bytes

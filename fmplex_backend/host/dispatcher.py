@@ -16,13 +16,10 @@ from fmplex_backend.backbones.facts import BackboneFacts
 from fmplex_backend.errors import DeadlineExceeded, EngineFailure, FMplexError, Unavailable
 from fmplex_backend.host.engine_process import EngineDied, EngineProcess
 from fmplex_backend.host.generations import Generation
-from fmplex_backend.host.lane import Command, Lane
+from fmplex_backend.host.lane import MAX_DEATHS, Command, Lane
 from fmplex_backend.host.requests import Pending, RowAnswer, RowTask, provenance
 from fmplex_backend.messages import BatchDone, DropGeneration, GenerationLoaded, LoadGeneration
 from fmplex_backend.scheduling.interface import Batch, Queue, Row, VfmPolicy
-
-MAX_DEATHS = 2
-"""A row that was in flight when this many engines died is answered with an error instead of being run again."""
 
 
 class Dispatcher:
@@ -117,11 +114,12 @@ class Dispatcher:
         futures: list[Future[Any]] = []
         with self._lock:
             for lane in lanes:
-                futures.append(Future())
+                command = Command(message)
+                futures.append(command.done)
                 if self._stopping:
-                    futures[-1].set_exception(Unavailable("the physical FM is shutting down"))
+                    command.done.set_exception(Unavailable("the physical FM is shutting down"))
                 else:
-                    lane.commands.append((message, futures[-1]))
+                    lane.commands.append(command)
             self._changed.notify_all()
         return futures
 

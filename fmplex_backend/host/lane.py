@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fmplex_backend.backbones.facts import BackboneFacts
@@ -27,7 +28,19 @@ START_TIMEOUT = 300.0
 ANSWER_TIMEOUT = 120.0
 LONGEST_PAUSE = 30.0
 
-Command = tuple[LoadGeneration | DropGeneration, "Future[Any]"]
+MAX_DEATHS = 2
+"""What was under way when this many engines died, a row or a generation being loaded, is given up with an error."""
+
+
+@dataclass(eq=False)
+class Command:
+    """Something to tell one engine besides batches."""
+
+    message: LoadGeneration | DropGeneration
+    done: Future[Any] = field(default_factory=Future)
+    """The engine's answer."""
+    deaths: int = 0
+    """Engines that died while they carried it out."""
 
 
 class Desk(Protocol):
@@ -79,13 +92,13 @@ class Lane:
                 if isinstance(work, Batch):
                     self._batch(work)
                 else:
-                    self._command(*work)
+                    self._command(work)
             except EngineDied as error:
                 self._log(f"{error}; starting a new one")
                 if isinstance(work, Batch):
                     self._desk.batch_lost(work, error)
                 else:
-                    self.commands.appendleft(work)  # atomic; only this thread takes from the left
+                    self._command_lost(work, error)
                 if not self._restart():
                     break
         self.engine.stop(timeout=5.0)
@@ -102,7 +115,8 @@ class Lane:
             raise EngineDied(f"engine on {self.engine.device}: answered rows {places} of {len(tasks)}")
         self._desk.batch_done(batch, answer, started)
 
-    def _command(self, message: LoadGeneration | DropGeneration, future: Future[Any]) -> None:
+    def _command(self, command: Command) -> None:
+        message, future = command.message, command.done
         if isinstance(message, LoadGeneration):
             loaded = self.engine.call(message, GenerationLoaded, ANSWER_TIMEOUT)
             if loaded.error is None:
@@ -112,6 +126,17 @@ class Lane:
             future.set_result(self.engine.call(message, GenerationDropped, ANSWER_TIMEOUT))
         else:
             future.set_result(GenerationDropped(message.generation))  # the engine that held it is gone
+
+    def _command_lost(self, command: Command, error: EngineDied) -> None:
+        """Try once more on the next engine; what kills that one too is refused, so that it kills no third."""
+        command.deaths += 1
+        if command.deaths < MAX_DEATHS:
+            self.commands.appendleft(command)  # atomic; only this thread takes from the left
+        elif isinstance(command.message, LoadGeneration):
+            reason = f"{MAX_DEATHS} engines died while they loaded it, the last one: {error}"
+            command.done.set_result(GenerationLoaded(command.message.generation, reason))
+        else:
+            command.done.set_result(GenerationDropped(command.message.generation))
 
     def _restart(self) -> bool:
         """Start anew with every live generation; tries until it works or the host stops, waiting longer each time."""
@@ -138,4 +163,4 @@ class Lane:
     def refuse_commands(self) -> None:
         """At the end: nobody will carry out what is still asked."""
         while self.commands:
-            self.commands.popleft()[1].set_exception(Unavailable("the physical FM is shutting down"))
+            self.commands.popleft().done.set_exception(Unavailable("the physical FM is shutting down"))

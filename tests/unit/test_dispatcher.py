@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,9 @@ from support.fake_engine import FakeEngine, answer_all, dies_on
 from support.live import wait_for
 
 from fmplex_backend.errors import DeadlineExceeded, EngineFailure, FMplexError, Unavailable
-from fmplex_backend.host.dispatcher import MAX_DEATHS, Dispatcher
+from fmplex_backend.host.dispatcher import Dispatcher
 from fmplex_backend.host.generations import Generation
+from fmplex_backend.host.lane import MAX_DEATHS
 from fmplex_backend.host.requests import Ask, Member, Pending, RowTask
 from fmplex_backend.messages import BatchDone, DropGeneration, LoadGeneration, RunBatch
 from fmplex_backend.repository.artifact import Artifact, BackboneRef
@@ -136,6 +138,17 @@ def test_an_engine_that_dies_under_a_command(host: Host, engine: FakeEngine, mes
     host.dispatcher.retire(a)
     assert values(host.reply(host.request((b, 1)))) == {"port2.vector": [2]}
     wait_for(lambda: engine.live == {2}, 5, "1 is dropped, 2 is held")
+
+
+def test_a_generation_that_kills_engines_is_refused_and_the_others_are_served(host: Host, engine: FakeEngine) -> None:
+    a = host.vfm("a", 1)
+    engine.deaths += [lambda m: isinstance(m, LoadGeneration) and m.generation == 2] * MAX_DEATHS
+    poison = replace(a, number=2, vfm="poison", path=a.path.with_name("2"))
+    loaded = host.dispatcher.load(poison)
+    assert loaded.error is not None
+    assert f"{MAX_DEATHS} engines died while they loaded it" in loaded.error
+    assert values(host.reply(host.request((a, 1)))) == {"port1.vector": [1]}
+    assert engine.live == {1}
 
 
 def test_an_engine_that_does_not_come_back_at_once(host: Host, engine: FakeEngine) -> None:
