@@ -56,8 +56,3 @@ class EngineFailure(FMplexError):
     """An engine died, hung or answered something that is not an answer."""
 
     code = "INTERNAL"
-
-
-BY_CODE: dict[str, type[FMplexError]] = {
-    cls.code: cls for cls in (InvalidInput, NotFound, Unavailable, DeadlineExceeded, EngineFailure)
-}

@@ -79,7 +79,6 @@ def _ask(request: Any) -> Ask:
         outputs=frozenset(request.requested_output_names()),
         inputs={tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()},
         respond=lambda reply: _send(sender, reply),
-        request_id=request.request_id(),
         timeout=timeout / 1e6 if timeout else None,
     )
 

@@ -189,10 +189,7 @@ class Dispatcher:
                 now = time.monotonic()
                 decision = self._queue.next_batch(now)
                 for row in decision.expired:
-                    late = (
-                        f"the deadline passed after {(now - row.submitted) * 1e3:.0f} ms in the queue; it was not run"
-                    )
-                    self._fail(row, DeadlineExceeded(f"vFM {row.vfm!r}: {late}"), done)
+                    self._fail(row, _too_late(row, now), done)
                 if decision.batch is None and not done:
                     self._changed.wait()
             self._settle(done, decision.expired)

@@ -20,7 +20,7 @@ from fmplex_backend.host.generations import Generation
 from fmplex_backend.host.routes import Claim, Route, RouteTable, Serving
 from fmplex_backend.repository.config import CONFIG_FILE, FMSettings, VfmConfig, read_config, vfm_config
 from fmplex_backend.repository.interface import check_interface
-from fmplex_backend.repository.layout import model_dirs, ports_of, versions
+from fmplex_backend.repository.layout import model_dirs, ports_of, version_to_serve
 from fmplex_backend.repository.packed import pack, read_version, signature
 from fmplex_backend.scheduling.interface import VfmPolicy
 
@@ -137,7 +137,7 @@ class Registry:
     def _follow(self, entry: _Entry, settled: bool) -> None:
         """Load the version that ``entry`` should serve, where it changed and its files have come to rest."""
         assert entry.config is not None
-        version = _version_to_serve(entry.config, entry.folder)
+        version = version_to_serve(entry.config, entry.folder)
         key = _key(entry.config, entry.folder, version)
         at_rest, entry.seen = settled or key == entry.seen, key
         if entry.generation is not None and entry.generation.key == key:
@@ -258,11 +258,6 @@ class Registry:
 
 def _queue_policy(config: VfmConfig) -> VfmPolicy:
     return VfmPolicy(config.policy.weight, config.policy.max_queue_size)
-
-
-def _version_to_serve(config: VfmConfig, folder: Path) -> int | None:
-    """Triton's own choice: the pinned version, else the highest number."""
-    return config.pinned_version or max(versions(folder), default=None)
 
 
 def _key(config: VfmConfig, folder: Path, version: int | None) -> tuple[object, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -33,7 +32,6 @@ class Ask:
     """Input name → object array [rows, 1] of bytes."""
     respond: Callable[[Reply], None]
     """Sends the one reply; called exactly once, from any thread."""
-    request_id: str = ""
     timeout: float | None = None
     """Seconds that the client gives it."""
 
@@ -78,7 +76,6 @@ class Pending:
     rows: list[Row] = field(default_factory=list)
     remaining: int = 0
     error: FMplexError | None = None
-    arrived: float = field(default_factory=time.monotonic)
 
     def answer(self, task: RowTask, answer: RowAnswer) -> bool:
         """Note one row's answer; True when it was the last and the reply can be made."""

@@ -8,9 +8,6 @@ from fmplex_backend.repository.config import VfmConfig
 from fmplex_backend.repository.layout import socket_dims
 from fmplex_backend.repository.packed import VersionContent
 
-TEXT_INPUTS = frozenset({"text", "text_pair"})
-"""Tensors that a text backbone takes."""
-
 
 def check_interface(config: VfmConfig, content: VersionContent, fm_max_batch_size: int) -> None:
     """Raise `Refused` where an output, its dims or an input of ``config`` does not fit ``content``."""

@@ -8,7 +8,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from fmplex_backend.errors import NotFound, Refused
 from fmplex_backend.repository.artifact import Kind, Pooling
-from fmplex_backend.repository.config import CONFIG_FILE, is_physical, read_config
+from fmplex_backend.repository.config import CONFIG_FILE, VfmConfig, is_physical, read_config
 from fmplex_backend.repository.sockets import parse_output_name
 
 KIND_SOCKETS: dict[str, dict[str, str]] = {
@@ -59,6 +59,11 @@ def versions(model_dir: Path) -> list[int]:
         for path in model_dir.iterdir()
         if path.name.isascii() and path.name.isdigit() and not path.name.startswith("0") and path.is_dir()
     )
+
+
+def version_to_serve(config: VfmConfig, folder: Path) -> int | None:
+    """Triton's own choice: the pinned version, else the highest number on disk; None where there is none."""
+    return config.pinned_version or max(versions(folder), default=None)
 
 
 def physical_fms(repository: Path) -> list[str]:

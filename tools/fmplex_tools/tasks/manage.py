@@ -20,7 +20,14 @@ from fmplex_backend.repository.config import (
     read_config,
     vfm_config,
 )
-from fmplex_backend.repository.layout import model_dirs, physical_fms, ports_in_use, socket_dims, versions
+from fmplex_backend.repository.layout import (
+    model_dirs,
+    physical_fms,
+    ports_in_use,
+    socket_dims,
+    version_to_serve,
+    versions,
+)
 from fmplex_backend.repository.packed import read_artifact
 from fmplex_tools.tasks import publish
 
@@ -90,7 +97,7 @@ def _read(repository: Path, name: str, physical: set[str]) -> TaskInfo | None:
         return TaskInfo(name, None, (), None, numbers, None, False, None, False, {}, None, size, str(error))
     if config is None:
         return None
-    served = config.pinned_version or max(numbers, default=None)
+    served = version_to_serve(config, folder)
     artifact, problem = None, None
     if not config.is_bundle:
         artifact, problem = _artifact(folder, served)
