@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fmplex_backend.backbones.source import cache_dir
 from fmplex_backend.encoders.text import TextEncoder
 from fmplex_backend.errors import EngineFailure, FMplexError
 from fmplex_backend.host.dispatcher import Dispatcher
@@ -20,7 +21,7 @@ from fmplex_backend.host.engine_process import EngineProcess
 from fmplex_backend.host.intake import Intake, is_status
 from fmplex_backend.host.registry import Registry
 from fmplex_backend.host.requests import Ask, Pending, Reply
-from fmplex_backend.host.work_dir import WorkDir
+from fmplex_backend.owned_folder import OwnedFolder
 from fmplex_backend.repository.config import FMSettings, fm_settings
 from fmplex_backend.repository.sockets import STATUS_OUTPUT
 from fmplex_backend.scheduling.fifo import FifoQueue
@@ -43,7 +44,8 @@ class FMHost:
         self._repository = repository
         self._log = log
         self.settings = settings or fm_settings(repository / fm)
-        self._work_dir = WorkDir(fm)
+        # In the cache and not in /tmp, where a cleaner may take what an engine needs days later.
+        self._work_dir = OwnedFolder(cache_dir() / "run", fm)
         engines = [EngineProcess(device, self.settings) for device in self.settings.engines.split(",")]
         self._replies: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._dispatcher = Dispatcher(FifoQueue(self.settings.max_batch_rows), engines, self._finished, log)

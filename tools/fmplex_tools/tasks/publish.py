@@ -13,8 +13,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,12 +20,12 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from fmplex_backend.errors import InvalidInput, NotFound, Refused
+from fmplex_backend.owned_folder import OwnedFolder
 from fmplex_backend.repository.artifact import Artifact
 from fmplex_backend.repository.config import CONFIG_FILE, ensemble_config, write_config
 from fmplex_backend.repository.layout import lowest_free_port, socket_dims, sockets_of, versions
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_ALIVE = ".alive"
 
 
 def check_name(name: str) -> None:
@@ -69,15 +67,11 @@ def staged(repository: Path) -> Iterator[Path]:
             f"{repository} and {root} are on different file systems, so nothing can be moved in at once; "
             "mount the repository's parent folder instead of the repository itself"
         )
-    _sweep(root)
-    folder = Path(tempfile.mkdtemp(dir=root))
-    alive = (folder / _ALIVE).open("w")
+    owned = OwnedFolder(root, "staged")
     try:
-        fcntl.flock(alive, fcntl.LOCK_EX)
-        yield folder
+        yield owned.path
     finally:
-        alive.close()
-        shutil.rmtree(folder, ignore_errors=True)
+        owned.close()
 
 
 @contextmanager
@@ -86,17 +80,6 @@ def repository_lock(repository: Path) -> Iterator[None]:
     with (staging_root(repository) / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _sweep(root: Path) -> None:
-    """Remove staging folders whose process is gone: nobody holds the lock on their ``.alive``."""
-    for folder in root.iterdir():
-        try:
-            with (folder / _ALIVE).open() as alive:
-                fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-        except (BlockingIOError, NotADirectoryError, FileNotFoundError):
-            continue  # in use, the lock file itself, or only just being made
 
 
 def vfm_ensemble(
@@ -189,6 +172,6 @@ def take_out(repository: Path, name: str) -> None:
 def _sync(folder: Path) -> None:
     """Files reach the disk before the rename does: a crash leaves the old state or the new."""
     for path in folder.rglob("*"):
-        if path.is_file() and path.name != _ALIVE:
+        if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())

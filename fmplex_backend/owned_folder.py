@@ -1,7 +1,7 @@
-"""A private folder for packed generations that lasts as long as its owner, and no longer.
+"""A folder that lasts as long as its owner, and no longer.
 
-It lies in FMplex's cache and not in ``/tmp``, where a cleaner may take files that an engine needs days later. A folder
-whose owner was killed is found by its lock, which the kernel has let go, and removed by the next owner.
+Its owner holds a lock on a file in it. A folder whose owner was killed is found by that lock, which the kernel has let
+go, and removed by whoever makes the next one beside it.
 """
 
 from __future__ import annotations
@@ -12,17 +12,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from fmplex_backend.backbones.source import cache_dir
-
-_LOCK = "owner.lock"
+_LOCK = ".alive"
 
 
-class WorkDir:
-    """See the module."""
+class OwnedFolder:
+    """See the module; ``path`` is the folder."""
 
-    def __init__(self, name: str) -> None:
-        """Make a folder named after ``name``; removes those of dead owners first."""
-        root = cache_dir() / "run"
+    def __init__(self, root: Path, name: str) -> None:
+        """Make a folder named after ``name`` in ``root``; removes those of dead owners first."""
         root.mkdir(parents=True, exist_ok=True)
         _sweep(root)
         # Locked before it has its final name: a sweep elsewhere never sees it without its owner.
