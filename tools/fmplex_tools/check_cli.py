@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from fmplex_backend.errors import FMplexError, NotFound, Refused
+from fmplex_backend.errors import FMplexError, NotFound
 from fmplex_backend.host.host import FMHost
-from fmplex_backend.repository.config import CONFIG_FILE, fm_settings, read_config
-from fmplex_backend.repository.layout import model_dirs, physical_fms
+from fmplex_backend.repository.config import fm_settings
+from fmplex_backend.repository.layout import physical_fms
 from fmplex_tools.console import DEFAULT_REPOSITORY, fail, out
-from fmplex_tools.serving import refusals, vfm_table
+from fmplex_tools.serving import refusals, unreadable, vfm_table
 
 
 def check(
@@ -30,7 +30,7 @@ def check(
 
       fmplex check -r /srv/models --fm minilm
     """
-    problems: list[str] = _unreadable(repository)
+    problems: list[str] = unreadable(repository)
     found = physical_fms(repository)
     if fm is not None and fm not in found:
         raise NotFound(f"no physical FM {fm!r} in {repository}; there are {found}")
@@ -64,20 +64,3 @@ def check_fm(repository: Path, fm: str) -> dict[str, Any]:
         return host.status()
     finally:
         host.stop()
-
-
-def _unreadable(repository: Path) -> list[str]:
-    """Configurations that no physical FM looks at because they cannot be read, or name none that is there."""
-    found = set(physical_fms(repository))
-    problems = []
-    for name, folder in model_dirs(repository).items():
-        try:
-            config = read_config(folder / CONFIG_FILE)
-        except Refused as error:
-            problems.append(str(error))
-            continue
-        for step in config.ensemble_scheduling.step:
-            if not (repository / step.model_name).is_dir():
-                there = ", ".join(sorted(found)) or "none"
-                problems.append(f"{name!r}: its step names model {step.model_name!r}; physical FMs are {there}")
-    return problems

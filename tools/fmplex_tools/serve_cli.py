@@ -18,7 +18,7 @@ from fmplex_backend.repository.layout import physical_fms
 from fmplex_tools.console import DEFAULT_REPOSITORY, err, fail, out
 from fmplex_tools.fetching import fetch_backbones
 from fmplex_tools.server.process import ServerOptions, TritonServer
-from fmplex_tools.serving import fetch_status, refusals, vfm_table
+from fmplex_tools.serving import fetch_status, refusals, unreadable, vfm_table
 
 _MARK = '"fmplex: '
 
@@ -98,6 +98,7 @@ def _on_line(line: str, log: IO[str], ready: threading.Event) -> None:
 
 def _show(options: ServerOptions, seconds: float) -> None:
     first: str | None = None
+    problems = unreadable(options.repository)
     for fm in physical_fms(options.repository):
         try:
             status = fetch_status(options.http, fm)
@@ -105,10 +106,11 @@ def _show(options: ServerOptions, seconds: float) -> None:
             fail(f"physical FM {fm!r} did not load; {error}")
             continue
         out.print(vfm_table(status))
-        for reason in refusals(status):
-            err.print(f"[red]refused:[/] {escape(reason)}", soft_wrap=True)
+        problems += refusals(status)
         serving = [vfm["name"] for vfm in status["vfms"] if vfm["state"] == "serving" and not vfm["bundle"]]
         first = first or next(iter(serving), None)
+    for problem in dict.fromkeys(problems):
+        err.print(f"[red]refused:[/] {escape(problem)}", soft_wrap=True)
     lines = [
         f"HTTP     http://{options.http}",
         f"gRPC     {options.grpc}",

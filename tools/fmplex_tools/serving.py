@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from fmplex_backend.errors import Unavailable
+from fmplex_backend.errors import Refused, Unavailable
+from fmplex_backend.repository.config import CONFIG_FILE, read_config
+from fmplex_backend.repository.layout import model_dirs, physical_fms
 from fmplex_backend.repository.sockets import STATUS_OUTPUT
 
 
@@ -55,3 +58,20 @@ def vfm_table(status: dict[str, Any], served: str = "serving") -> Table:
 def refusals(status: dict[str, Any]) -> list[str]:
     """Why each refused vFM, or newer version of a serving one, is not served."""
     return [vfm["reason"] for vfm in status["vfms"] if vfm["reason"]]
+
+
+def unreadable(repository: Path) -> list[str]:
+    """Configurations that no physical FM looks at because they cannot be read, or name none that is there."""
+    found = set(physical_fms(repository))
+    problems = []
+    for name, folder in model_dirs(repository).items():
+        try:
+            config = read_config(folder / CONFIG_FILE)
+        except Refused as error:
+            problems.append(str(error))
+            continue
+        for step in config.ensemble_scheduling.step:
+            if not (repository / step.model_name).is_dir():
+                there = ", ".join(sorted(found)) or "none"
+                problems.append(f"{name!r}: its step names model {step.model_name!r}; physical FMs are {there}")
+    return problems
