@@ -136,7 +136,7 @@ def read_config(path: Path) -> ModelConfig:
 
 def parameters_of(config: ModelConfig) -> dict[str, str]:
     """The ``parameters`` map as plain text values."""
-    return {key: value.string_value for key, value in config.parameters.items()}
+    return {key: value.string_value for key, value in sorted(config.parameters.items())}
 
 
 def is_physical(config: ModelConfig) -> bool:
@@ -175,7 +175,7 @@ def vfm_config(name: str, config: ModelConfig, physical: set[str]) -> VfmConfig 
     if step is None:
         return None
     outputs: dict[str, tuple[int, str]] = {}
-    for key, tensor in step.output_map.items():
+    for key, tensor in sorted(step.output_map.items(), key=lambda item: item[1]):  # a protobuf map has no order
         socket = parse_output_name(key)
         if socket is None:
             raise Refused(
