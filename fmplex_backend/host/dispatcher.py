@@ -6,10 +6,12 @@ for an engine, replying and reading files happen outside. Each engine has a thre
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from fmplex_backend.backbones.facts import BackboneFacts
@@ -37,6 +39,10 @@ class Dispatcher:
         self._finished = finished
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
+        self._sooner = threading.Condition(self._lock)
+        """A row came whose deadline is before ``_next_expiry``."""
+        self._next_expiry = math.inf
+        self._clock = threading.Thread(target=self._expire, name="deadlines")
         self._stopping = False
 
     # ---- life ----
@@ -50,6 +56,7 @@ class Dispatcher:
         except FMplexError:
             self.stop()
             raise
+        self._clock.start()
         return facts[0]
 
     def stop(self) -> None:
@@ -57,15 +64,17 @@ class Dispatcher:
         with self._lock:
             self._stopping = True
             self._changed.notify_all()
+            self._sooner.notify()
         for lane in self._lanes:
             lane.join()
+        if self._clock.ident is not None:
+            self._clock.join()
         done: list[Pending] = []
         with self._lock:
             for lane in self._lanes:
                 lane.refuse_commands()
-            while (decision := self._queue.next_batch(time.monotonic())).batch or decision.expired:
-                for row in (*decision.expired, *(decision.batch.rows if decision.batch else ())):
-                    self._fail(row, Unavailable("the physical FM is shutting down"), done)
+            for row in self._queue.drain():
+                self._fail(row, Unavailable("the physical FM is shutting down"), done)
         self._settle(done)
 
     @property
@@ -78,7 +87,8 @@ class Dispatcher:
     def set_policy(self, vfm: str, policy: VfmPolicy, *, new: bool) -> None:
         """Make a vFM known to the queue, or change its policy; acts on the next decision."""
         with self._lock:
-            (self._queue.add_vfm if new else self._queue.change_vfm)(vfm, policy)
+            (self._queue.add_vfm if new else self._queue.change_vfm)(vfm, policy, time.monotonic())
+            self._changed.notify_all()
 
     def remove_vfm(self, vfm: str) -> None:
         """Take no more rows of ``vfm``; those that wait are run."""
@@ -128,7 +138,7 @@ class Dispatcher:
     def submit(self, request: Pending, rows: Sequence[list[Row]]) -> bool:
         """Queue a request's rows, one list a member, all or none; False where a generation was retired meanwhile.
 
-        Raises `QueueFull` of the scheduling interface, and `Unavailable` at shutdown.
+        Raises `Rejected` of the scheduling interface, and `Unavailable` at shutdown.
         """
         now = time.monotonic()
         with self._lock:
@@ -146,6 +156,8 @@ class Dispatcher:
                 request.remaining += len(group)
                 group[0].payload.member.generation.rows += len(group)
             self._changed.notify()
+            if any(row.deadline is not None and row.deadline < self._next_expiry for group in rows for row in group):
+                self._sooner.notify()
         return True
 
     def waiting(self, vfm: str) -> int:
@@ -228,10 +240,25 @@ class Dispatcher:
                     continue
                 reason = f"vFM {row.vfm!r}: {MAX_DEATHS} engines died while they ran it, the last one: {error}"
                 self._fail(row, EngineFailure(reason), done)
-            if again:
-                self._queue.put_back(Batch(batch.number, tuple(again)), time.monotonic())
+            self._queue.put_back(replace(batch, rows=tuple(again)), time.monotonic())
             self._changed.notify_all()
         self._settle(done, batch.rows)
+
+    def _expire(self) -> None:
+        """The clock thread: answers rows whose deadline passes while every engine is busy."""
+        while True:
+            done: list[Pending] = []
+            with self._lock:
+                if self._stopping:
+                    return
+                now = time.monotonic()
+                decision = self._queue.expire(now)
+                for row in decision.expired:
+                    self._fail(row, _too_late(row, now), done)
+                if not decision.expired:
+                    self._next_expiry = decision.wake_at or math.inf
+                    self._sooner.wait(None if decision.wake_at is None else max(1e-3, decision.wake_at - now))
+            self._settle(done, decision.expired)
 
     def wait_stopping(self, seconds: float) -> bool:
         """See `Desk`."""

@@ -24,7 +24,8 @@ from fmplex_backend.host.requests import Ask, Pending, Reply
 from fmplex_backend.owned_folder import OwnedFolder
 from fmplex_backend.repository.config import FMSettings, fm_settings
 from fmplex_backend.repository.sockets import STATUS_OUTPUT
-from fmplex_backend.scheduling.fifo import FifoQueue
+from fmplex_backend.scheduling.cost import UNKNOWN
+from fmplex_backend.scheduling.policies import make_queue
 
 SCAN_SECONDS = 0.25
 REST_SECONDS = 0.1
@@ -48,7 +49,8 @@ class FMHost:
         self._work_dir = OwnedFolder(cache_dir() / "run", fm)
         engines = [EngineProcess(device, self.settings) for device in self.settings.engines.split(",")]
         self._replies: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._dispatcher = Dispatcher(FifoQueue(self.settings.max_batch_rows), engines, self._finished, log)
+        scheduler = make_queue(self.settings.policy, self.settings.max_batch_rows, UNKNOWN)
+        self._dispatcher = Dispatcher(scheduler, engines, self._finished, log)
         self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
         self._started = time.time()

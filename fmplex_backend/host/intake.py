@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 
@@ -13,7 +14,7 @@ from fmplex_backend.host.registry import Registry
 from fmplex_backend.host.requests import Ask, Member, Pending, RowTask
 from fmplex_backend.host.routes import Blocked, Serving
 from fmplex_backend.repository.sockets import STATUS_OUTPUT, parse_output_name
-from fmplex_backend.scheduling.interface import QueueFull, Row
+from fmplex_backend.scheduling.interface import QueueFull, Rejected, Row
 
 
 class Intake:
@@ -32,10 +33,12 @@ class Intake:
             try:
                 if self._dispatcher.submit(request, rows):
                     return
-            except QueueFull as full:
-                if full.hopeless:
-                    raise InvalidInput(f"{full}; ask for at most {full.limit} at a time (max_queue_size)") from None
-                raise Unavailable(f"{full} (max_queue_size); retry in 100 ms") from None
+            except Rejected as no:
+                parameter = "max_queue_size" if isinstance(no, QueueFull) else "rate_limit_rows_per_second"
+                if no.hopeless:
+                    raise InvalidInput(f"{no}; ask for at most {no.limit} at a time ({parameter})") from None
+                wait = math.ceil(no.wait * 1e3)
+                raise Unavailable(f"{no} ({parameter}); retry in {wait} ms") from None
             # A generation was swapped or removed between routing and queueing: route again.
 
     def _wanted(self, outputs: frozenset[str]) -> dict[int, frozenset[str]]:

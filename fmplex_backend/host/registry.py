@@ -7,6 +7,7 @@ included, as it was. Where the answers go is `fmplex_backend.host.routes`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -257,7 +258,17 @@ class Registry:
 
 
 def _queue_policy(config: VfmConfig) -> VfmPolicy:
-    return VfmPolicy(config.policy.weight, config.policy.max_queue_size)
+    """The policy in the queue's terms: seconds, and None for what is not limited."""
+    policy = config.policy
+    rate = policy.rate_limit_rows_per_second
+    return VfmPolicy(
+        weight=policy.weight,
+        max_queue_size=policy.max_queue_size,
+        max_rows_in_flight=policy.max_rows_in_flight or None,
+        latency_slo=policy.latency_slo_ms / 1e3 or None,
+        rate=rate or None,
+        burst=policy.rate_limit_burst_rows or max(1, math.ceil(rate)),
+    )
 
 
 def _key(config: VfmConfig, folder: Path, version: int | None) -> tuple[object, ...]:

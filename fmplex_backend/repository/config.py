@@ -15,6 +15,7 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from fmplex_backend.errors import Refused
 from fmplex_backend.repository.sockets import SOCKETS, output_name, parse_output_name
+from fmplex_backend.scheduling.policies import PolicyName
 
 CONFIG_FILE = "config.pbtxt"
 BACKEND = "fmplex"
@@ -52,8 +53,8 @@ class FMSettings(_Parameters):
     """Devices, comma-separated, one engine process each."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Compute threads of a CPU engine; 0 is every core the process may use."""
-    policy: Literal["fifo"] = "fifo"
-    """Scheduling policy."""
+    policy: PolicyName = "fair"
+    """Scheduling policy: weighted fair shares; the others are for comparison (see `fmplex_backend.scheduling`)."""
 
     def located(self, folder: Path) -> FMSettings:
         """These settings with a backbone that lies inside the physical FM's ``folder`` made absolute."""
@@ -71,6 +72,15 @@ class Policy(_Parameters):
     """Rows that may wait; a request beyond it is answered UNAVAILABLE."""
     timeout_ms: Annotated[float, Field(ge=0, le=86_400_000, allow_inf_nan=False)] = 0
     """Rows that waited longer are answered with an error instead of being run; 0 is no limit."""
+    latency_slo_ms: Annotated[float, Field(ge=0, le=86_400_000, allow_inf_nan=False)] = 0
+    """Latency that its rows should have: they go first, within the vFM's share, and batches are kept short while it is
+    active; 0 is no objective."""
+    max_rows_in_flight: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Rows that may run at a time; 0 is no limit."""
+    rate_limit_rows_per_second: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 0
+    """Rows that may be asked for, on average; a request beyond it is answered UNAVAILABLE; 0 is no limit."""
+    rate_limit_burst_rows: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Rows that may be asked for at once after a pause; 0 is what the rate allows in a second, at least 1."""
 
 
 class VfmConfig(BaseModel):

@@ -22,6 +22,7 @@ from fmplex_backend.host.lane import MAX_DEATHS
 from fmplex_backend.host.requests import Ask, Member, Pending, RowTask
 from fmplex_backend.messages import BatchDone, DropGeneration, LoadGeneration, RunBatch
 from fmplex_backend.repository.artifact import Artifact, BackboneRef
+from fmplex_backend.scheduling.cost import CostModel
 from fmplex_backend.scheduling.fifo import FifoQueue
 from fmplex_backend.scheduling.interface import QueueFull, Row, VfmPolicy
 
@@ -35,7 +36,7 @@ class Host:
         self.folder, self.engines = folder, engines
         self.replies: list[Pending] = []
         self.log: list[str] = []
-        queue = FifoQueue(max_batch_rows)
+        queue = FifoQueue(max_batch_rows, CostModel(alpha=1e-3, beta=1e-5))
         self.dispatcher = Dispatcher(queue, engines, self.replies.append, self.log.append)  # type: ignore[arg-type]
 
     def generation(self, number: int, vfm: str = "a", version: int = 1) -> Generation:

@@ -9,12 +9,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
+from fmplex_backend.scheduling.cost import CostModel
 from fmplex_backend.scheduling.fifo import FifoQueue
 from fmplex_backend.scheduling.interface import Batch, QueueFull, Row, VfmPolicy
 
 ENDED = {"served", "rejected", "expired", "cancelled"}
 NAMES = ("a", "b", "c")
 LIMIT, MAX_BATCH = 6, 4
+COST = CostModel(alpha=1e-3, beta=1e-5)
 
 
 def rows(vfm: str, count: int, deadline: float | None = None) -> list[Row]:
@@ -28,7 +30,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.queue = FifoQueue(MAX_BATCH)
+        self.queue = FifoQueue(MAX_BATCH, COST)
         self.now = 0.0
         self.known: set[str] = set()
         self.order: list[Row] = []
@@ -41,9 +43,9 @@ class QueueMachine(RuleBasedStateMachine):
     def add(self, name: str) -> None:
         if name in self.known:
             with pytest.raises(ValueError, match="known already"):
-                self.queue.add_vfm(name, VfmPolicy())
+                self.queue.add_vfm(name, VfmPolicy(), self.now)
         else:
-            self.queue.add_vfm(name, VfmPolicy(max_queue_size=LIMIT))
+            self.queue.add_vfm(name, VfmPolicy(max_queue_size=LIMIT), self.now)
             self.known.add(name)
 
     @rule(name=st.sampled_from(NAMES))
@@ -141,9 +143,9 @@ TestQueueContract = QueueMachine.TestCase
 
 @pytest.fixture
 def queue() -> FifoQueue:
-    queue = FifoQueue(MAX_BATCH)
+    queue = FifoQueue(MAX_BATCH, COST)
     for name in NAMES:
-        queue.add_vfm(name, VfmPolicy(max_queue_size=LIMIT))
+        queue.add_vfm(name, VfmPolicy(max_queue_size=LIMIT), 0)
     return queue
 
 
@@ -189,12 +191,12 @@ def test_removed_vfm_drains(queue: FifoQueue) -> None:
     batch = queue.next_batch(0).batch
     assert batch is not None
     assert list(batch.rows) == waiting
-    queue.add_vfm("a", VfmPolicy())
+    queue.add_vfm("a", VfmPolicy(), 0)
 
 
 def test_changed_limit_acts_at_once(queue: FifoQueue) -> None:
-    queue.change_vfm("a", VfmPolicy(max_queue_size=1))
+    queue.change_vfm("a", VfmPolicy(max_queue_size=1), 0)
     with pytest.raises(QueueFull):
         queue.submit(rows("a", 2), 0)
     with pytest.raises(KeyError):
-        queue.change_vfm("z", VfmPolicy())
+        queue.change_vfm("z", VfmPolicy(), 0)

@@ -22,6 +22,7 @@ from fmplex_backend.host.registry import Registry
 from fmplex_backend.host.routes import Serving
 from fmplex_backend.messages import LoadGeneration
 from fmplex_backend.repository.config import FMSettings, ensemble_config, write_config
+from fmplex_backend.scheduling.cost import UNKNOWN
 from fmplex_backend.scheduling.fifo import FifoQueue
 
 PLAIN = Recipe(outputs=2)
@@ -36,7 +37,7 @@ class Site:
         (self.repository / "minilm/config.pbtxt").write_text('backend: "fmplex" max_batch_size: 64')
         self.engine = FakeEngine(facts_of(backbone))
         self.log: list[str] = []
-        self.dispatcher = Dispatcher(FifoQueue(8), [self.engine], lambda _: None, self.log.append)  # type: ignore[list-item]
+        self.dispatcher = Dispatcher(FifoQueue(8, UNKNOWN), [self.engine], lambda _: None, self.log.append)  # type: ignore[list-item]
         facts = self.dispatcher.start()
         (folder / "work").mkdir()
         settings = FMSettings(backbone="tiny", ports=16)
