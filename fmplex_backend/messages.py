@@ -4,6 +4,7 @@ Host → engine            answered by
 `LoadGeneration`         `GenerationLoaded`
 `DropGeneration`         `GenerationDropped`
 `RunBatch`               `BatchDone`
+`Measure`                `Measured`
 (none, on start)         `EngineReady` or `EngineFailed`
 
 An engine that cannot go on closes the socket. Nothing here imports torch or Triton.
@@ -26,10 +27,23 @@ with one array a row, or for ``text`` a list of lists of str."""
 
 
 @dataclass(frozen=True)
+class DeviceFacts:
+    """What an engine computes on, as far as it decides what a batch costs."""
+
+    name: str
+    """Of the processor or the GPU, as it calls itself."""
+    threads: int
+    """Compute threads of a CPU; 0 on a GPU."""
+    software: str
+    """Versions of what runs the backbone."""
+
+
+@dataclass(frozen=True)
 class EngineReady:
     """The engine holds the backbone and takes messages."""
 
     facts: BackboneFacts
+    device: DeviceFacts
     pid: int
     seconds: float
     """From process start to here."""
@@ -106,3 +120,33 @@ class BatchDone:
     groups: list[GroupAnswer]
     seconds: float
     """Device time from collating to the last answer."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Measure what batches cost, on no vFM's account; nothing of it stays in the engine."""
+
+    max_rows: int
+    """Most rows in a batch."""
+    seconds: float
+    """About how long it may take; what would take longer is left out."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A batch of ``rows`` rows of ``vfms`` distinct vFMs, the longest of ``length`` tokens, took ``seconds``."""
+
+    rows: int
+    length: int
+    vfms: int
+    seconds: float
+    """Of device time, as in `BatchDone`."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """At least one point; the median of each that was measured several times."""
+
+    points: list[Point]
+    seconds: float
+    """How long it took."""

@@ -19,6 +19,7 @@ from fmplex_backend.messages import (
     EngineReady,
     GenerationDropped,
     LoadGeneration,
+    Measure,
     RunBatch,
 )
 from fmplex_backend.repository.config import FMSettings
@@ -38,10 +39,11 @@ def serve(connection: Connection, device: str, settings: FMSettings, started: fl
     """Load the backbone, then answer messages until the socket closes."""
     try:
         worker = _make_worker(device, settings)
+        from fmplex_backend.engine.measuring import device_facts, measure
     except Exception as error:
         connection.send(EngineFailed(str(error) or type(error).__name__))
         return
-    connection.send(EngineReady(worker.backbone.facts, os.getpid(), time.time() - started))
+    connection.send(EngineReady(worker.backbone.facts, device_facts(device), os.getpid(), time.time() - started))
     while True:
         try:
             message = connection.recv()
@@ -55,6 +57,8 @@ def serve(connection: Connection, device: str, settings: FMSettings, started: fl
             case DropGeneration():
                 worker.drop(message.generation)
                 connection.send(GenerationDropped(message.generation))
+            case Measure():
+                connection.send(measure(worker.backbone, device, message))
 
 
 def _make_worker(device: str, settings: FMSettings):  # type: ignore[no-untyped-def]

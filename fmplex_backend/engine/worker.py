@@ -84,6 +84,11 @@ class Worker:
         if self._generations.pop(generation).has_adapter:
             self._bank.drop(generation)
 
+    def close(self) -> None:
+        """Take every hook off the backbone, which may go on without this worker."""
+        for hook in self._bank._hooks.values():
+            hook.remove()
+
     def run(self, message: RunBatch) -> BatchDone:
         """Run one batch. Every row is answered in exactly one group, with an answer or with an error."""
         start = time.perf_counter()

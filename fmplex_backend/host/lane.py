@@ -16,10 +16,13 @@ from fmplex_backend.host.engine_process import EngineDied, EngineProcess
 from fmplex_backend.host.requests import RowTask
 from fmplex_backend.messages import (
     BatchDone,
+    DeviceFacts,
     DropGeneration,
     GenerationDropped,
     GenerationLoaded,
     LoadGeneration,
+    Measure,
+    Measured,
     RunBatch,
 )
 from fmplex_backend.scheduling.interface import Batch
@@ -36,7 +39,7 @@ MAX_DEATHS = 2
 class Command:
     """Something to tell one engine besides batches."""
 
-    message: LoadGeneration | DropGeneration
+    message: LoadGeneration | DropGeneration | Measure
     done: Future[Any] = field(default_factory=Future)
     """The engine's answer."""
     deaths: int = 0
@@ -67,6 +70,8 @@ class Lane:
         self.commands: deque[Command] = deque()
         self.ready: Future[BackboneFacts] = Future()
         """The backbone's facts, or why the engine cannot start."""
+        self.device: DeviceFacts | None = None
+        """What the engine computes on, once it is ready."""
         self._desk = desk
         self._log = log
         self._live: dict[int, LoadGeneration] = {}
@@ -83,7 +88,9 @@ class Lane:
 
     def _run(self) -> None:
         try:
-            self.ready.set_result(self.engine.start(START_TIMEOUT).facts)
+            ready = self.engine.start(START_TIMEOUT)
+            self.device = ready.device
+            self.ready.set_result(ready.facts)
         except FMplexError as error:
             self.ready.set_exception(error)
             return
@@ -122,6 +129,8 @@ class Lane:
             if loaded.error is None:
                 self._live[message.generation] = message
             future.set_result(loaded)
+        elif isinstance(message, Measure):
+            future.set_result(self.engine.call(message, Measured, ANSWER_TIMEOUT))
         elif self._live.pop(message.generation, None) is not None:
             future.set_result(self.engine.call(message, GenerationDropped, ANSWER_TIMEOUT))
         else:
@@ -135,6 +144,8 @@ class Lane:
         elif isinstance(command.message, LoadGeneration):
             reason = f"{MAX_DEATHS} engines died while they loaded it, the last one: {error}"
             command.done.set_result(GenerationLoaded(command.message.generation, reason))
+        elif isinstance(command.message, Measure):
+            command.done.set_exception(error)
         else:
             command.done.set_result(GenerationDropped(command.message.generation))
 

@@ -14,11 +14,15 @@ from fmplex_backend.errors import EngineFailure
 from fmplex_backend.host.engine_process import EngineDied
 from fmplex_backend.messages import (
     BatchDone,
+    DeviceFacts,
     DropGeneration,
     GenerationDropped,
     GenerationLoaded,
     GroupAnswer,
     LoadGeneration,
+    Measure,
+    Measured,
+    Point,
     RunBatch,
 )
 
@@ -45,6 +49,9 @@ class FakeEngine:
         self.refuse: Callable[[LoadGeneration], str | None] = lambda _: None
         self.start_errors: list[str] = []
         self.answer: Callable[[RunBatch], BatchDone] = answer_all
+        self.points = [Point(n, 8, 1, 1e-3 + 1e-5 * n * 8) for n in (1, 4)]
+        """What it measures."""
+        self.measured = 0
 
     def start(self, timeout: float) -> Any:
         if self.start_errors:
@@ -52,7 +59,7 @@ class FakeEngine:
         self.starts += 1
         self.pid += 1
         self.live.clear()
-        return SimpleNamespace(facts=self.facts)
+        return SimpleNamespace(facts=self.facts, device=DeviceFacts("fake", 1, "none"))
 
     def call(self, message: Any, answer: type, timeout: float) -> Any:
         if isinstance(message, RunBatch):
@@ -70,6 +77,10 @@ class FakeEngine:
         if isinstance(message, DropGeneration):
             self.live.remove(message.generation)
             return GenerationDropped(message.generation)
+        if isinstance(message, Measure):
+            assert not self.live, "measured beside vFMs"
+            self.measured += 1
+            return Measured(self.points, 0.01)
         assert set(message.generations) <= self.live, "asked for a generation that it does not hold"
         self.batches.append(message)
         return self.answer(message)
