@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 
 from fmplex_backend.scheduling.cost import CostModel
@@ -31,11 +29,12 @@ def batch_of(queue: DeficitRoundRobinQueue) -> Batch:
     return batch
 
 
-def charged(queue: DeficitRoundRobinQueue, sizes: dict[str, int], batches: int, slow: float = 1.0) -> Counter[str]:
-    """Seconds charged to each vFM while all have two full batches of these sizes waiting, on a device ``slow`` times the
-    cost model's.
+def charged(queue: DeficitRoundRobinQueue, sizes: dict[str, int], batches: int, slow: float = 1.0) -> dict[str, float]:
+    """Seconds charged to each vFM, on a device that takes ``slow`` times what it should.
+
+    All of them have two full batches of rows of these sizes waiting, all the time.
     """
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = {}
     for _ in range(batches):
         for name, size in sizes.items():
             while queue.waiting(name) < 2 * MAX_BATCH:
@@ -43,7 +42,7 @@ def charged(queue: DeficitRoundRobinQueue, sizes: dict[str, int], batches: int, 
         batch = batch_of(queue)
         took = slow * COST.batch((row.size for row in batch.rows), len(batch.shares))
         for name, charge in queue.complete(batch, took, 0).items():
-            seconds[name] += charge
+            seconds[name] = seconds.get(name, 0.0) + charge
     return seconds
 
 

@@ -1,4 +1,4 @@
-"""The contract of `Queue`, held by every policy: a state machine of random calls, and what is easier told one by one."""
+"""The contract of `Queue`, held by every policy: a state machine of random calls, and single cases."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def batch_of(queue: PolicyQueue[Any], now: float = 0.0) -> Batch:
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """Any order of calls keeps the contract. The model is a list of the rows that wait and a count of those that run."""
+    """Any order of calls keeps the contract. The model: a list of the rows that wait, a count of those that run."""
 
     policy: PolicyName
     running = Bundle("running")
@@ -393,19 +393,26 @@ def test_rate_limit(policy: PolicyName, rate: float, burst: int, asks: list[tupl
     now, admitted = 0.0, []
     for step, count in asks:
         now += step
-        try:
-            queue.submit(rows("a", count), now)
-        except RateExceeded as error:
-            assert error.hopeless == (count > burst)
-            if not error.hopeless:
-                now += error.wait
-                queue.submit(rows("a", count), now)
-                admitted.append((now, count))
-        else:
-            admitted.append((now, count))
+        refused = _refusal(queue, count, now)
+        if refused is not None:
+            assert refused.hopeless == (count > burst)
+            if refused.hopeless:
+                continue
+            now += refused.wait
+            assert _refusal(queue, count, now) is None
+        admitted.append((now, count))
     for start, end in itertools.combinations_with_replacement(range(len(admitted)), 2):
         total = sum(count for _, count in admitted[start : end + 1])
         assert total <= burst + rate * (admitted[end][0] - admitted[start][0]) + 1e-6
+
+
+def _refusal(queue: PolicyQueue[Any], count: int, now: float) -> RateExceeded | None:
+    """Submit; what was raised."""
+    try:
+        queue.submit(rows("a", count), now)
+    except RateExceeded as error:
+        return error
+    return None
 
 
 def test_rejected_rows_use_no_rate(queue: PolicyQueue[Any]) -> None:
