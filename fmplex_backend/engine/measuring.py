@@ -115,6 +115,8 @@ def measure(backbone: Backbone, device: str, message: Measure) -> Measured:
     times = _times(backbone, device, message)
     if device != "cpu":
         torch.cuda.empty_cache()
+    if not times:
+        raise MemoryError(f"{device} has no memory for a batch of one row")
     points = [Point(s.rows, s.length, max(1, s.adapters), median_low(runs)) for s, runs in times.items()]
     return Measured(points, time.perf_counter() - started)
 

@@ -266,7 +266,7 @@ class Learner:
     """Watches how good the predictions are. Pure; used by one thread at a time."""
 
     def __init__(self, measured: Fit) -> None:
-        """``measured`` is the fit in use; its points are the grid."""
+        """``measured`` is the fit in use; its points are the grid, and there may be none."""
         self.error = measured.error
         """Exponentially weighted mean of |predicted - measured| / measured, each at most 1, of the batches served."""
         self._grid = measured
@@ -300,7 +300,7 @@ class Learner:
             return None  # all are slower or faster alike, and k is on its way there
         scale = common_scale(self._grid.cost, batches)
         grid = [replace(point, seconds=scale * point.seconds) for point in self._grid.points]
-        weights = np.repeat([1.0, GRID_WEIGHT * len(batches) / len(grid)], [len(batches), len(grid)])
+        weights = np.repeat([1.0, GRID_WEIGHT * len(batches) / max(1, len(grid))], [len(batches), len(grid)])
         cost = fit([*batches, *grid], weights).cost
         if (error := error_of(cost, batches)) > BETTER * before:
             return None

@@ -345,6 +345,13 @@ def test_one_shape_never_leads_to_a_new_fit(grid_fit: Fit) -> None:
     assert on.fits == []
 
 
+def test_a_device_that_could_not_be_measured_is_learned_in_service() -> None:
+    guess = Fit(CostModel(alpha=1e-3, beta=1e-3), 0.0, ())
+    on = device(guess).run(MINILM, 1000, noise=0.05)
+    assert len(on.fits) == 1
+    assert np.mean(on.after[500:]) < 0.1
+
+
 def test_it_rests_between_attempts(grid_fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     attempts: list[int] = []
     batches = itertools.count()
