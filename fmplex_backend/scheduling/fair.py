@@ -195,6 +195,9 @@ class BatchFairQueue(PolicyQueue[FairState]):
 
     def _take_urgent(self, draft: _Draft, now: float) -> None:
         """Rule 2."""
+        if len(self._due) > 2 * self._waiting + 64:
+            self._due = [entry for entry in self._due if entry[2].state == "waiting"]
+            heapq.heapify(self._due)
         heap = self._due
         aside: list[tuple[float, int, Row]] = []
         horizon = now + URGENT_BATCHES * self.average
@@ -372,6 +375,7 @@ class BatchFairQueue(PolicyQueue[FairState]):
         super()._forget_if_done(state)
         if state.name not in self._vfms:
             self._charged.discard(state)
+            state.objective = -1
 
     def _arrived(self, state: FairState, row: Row, now: float) -> None:
         state.classes.setdefault(_length_class(row), deque()).append(row)
@@ -406,9 +410,6 @@ class BatchFairQueue(PolicyQueue[FairState]):
         if row.due == math.inf:
             return
         heapq.heappush(self._due, (row.due, next(self._entries), row))
-        if len(self._due) > 2 * self._waiting + 64:
-            self._due = [entry for entry in self._due if entry[2].state == "waiting"]
-            heapq.heapify(self._due)
 
     def _note_objective(self, state: FairState) -> None:
         objective = state.policy.latency_slo
