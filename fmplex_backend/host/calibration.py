@@ -256,8 +256,10 @@ REST = 512
 """Batches until the next attempt."""
 BETTER = 0.75
 """Another fit is taken if its error is at most this part of the old one's; noise is in both."""
-GRID_WEIGHT = 0.1
-"""What the measured grid counts in another fit, relative to the batches: it decides what they leave open."""
+GRID_WEIGHTS = (0.1, 0.01, 0.001)
+"""What the measured grid may count in another fit, relative to the batches: it decides what they leave open."""
+GRID_MARGIN = 1.1
+"""It counts as much as it can without the error on the batches exceeding this many times the least."""
 ERROR_GAIN = 0.05
 """How fast the mean error follows."""
 
@@ -298,11 +300,18 @@ class Learner:
         before = error_of(self._cost, batches, common_scale(self._cost, batches))
         if before <= REFIT_ERROR:
             return None  # all are slower or faster alike, and k is on its way there
+        fits = [self._beside_grid(batches, weight) for weight in GRID_WEIGHTS]
+        least = min(candidate.error for candidate in fits)
+        if least > BETTER * before:
+            return None
+        chosen = next(candidate for candidate in fits if candidate.error <= GRID_MARGIN * least)
+        self._cost, self.error = chosen.cost, chosen.error
+        return chosen
+
+    def _beside_grid(self, batches: list[Point], weight: float) -> Fit:
+        """A fit to ``batches``, and with ``weight`` to the grid at the present speed: traffic may have few shapes."""
         scale = common_scale(self._grid.cost, batches)
         grid = [replace(point, seconds=scale * point.seconds) for point in self._grid.points]
-        weights = np.repeat([1.0, GRID_WEIGHT * len(batches) / max(1, len(grid))], [len(batches), len(grid)])
+        weights = np.repeat([1.0, weight * len(batches) / max(1, len(grid))], [len(batches), len(grid)])
         cost = fit([*batches, *grid], weights).cost
-        if (error := error_of(cost, batches)) > BETTER * before:
-            return None
-        self._cost, self.error = cost, error
-        return Fit(cost, error, tuple(batches))
+        return Fit(cost, error_of(cost, batches), tuple(batches))

@@ -345,6 +345,16 @@ def test_one_shape_never_leads_to_a_new_fit(grid_fit: Fit) -> None:
     assert on.fits == []
 
 
+def test_a_grid_that_is_all_wrong_does_not_hold_the_fit_back() -> None:
+    """Small measured times weigh much in relative terms; here the grid says 4 to 1 where the device says 1 to 1."""
+    shapes = [(1, 3, 1), (4, 3, 1)]
+    wrong = CostModel(alpha=1e-4, beta=1e-2)
+    on = device(Fit(wrong, 0.05, tuple(points_of(wrong, shapes))), shapes).run(CostModel(1e-3, 0.0), 500, noise=0.02)
+    assert len(on.fits) == 1
+    assert on.fits[0].error < 0.05
+    assert np.mean(on.after[200:]) < 0.06
+
+
 def test_a_device_that_could_not_be_measured_is_learned_in_service() -> None:
     guess = Fit(CostModel(alpha=1e-3, beta=1e-3), 0.0, ())
     on = device(guess).run(MINILM, 1000, noise=0.05)
