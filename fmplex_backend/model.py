@@ -10,6 +10,8 @@ import triton_python_backend_utils as pb_utils
 
 from fmplex_backend.errors import FMplexError
 from fmplex_backend.host.host import FMHost
+from fmplex_backend.host.metrics import Series
+from fmplex_backend.host.publishing import Publisher
 from fmplex_backend.host.requests import Ask, Reply
 from fmplex_backend.repository.config import FMSettings
 from fmplex_backend.repository.sockets import SOCKETS, STATUS_OUTPUT, output_name
@@ -49,6 +51,8 @@ class TritonPythonModel:
             self._host.start()
         except FMplexError as error:
             raise pb_utils.TritonModelException(str(error)) from None
+        self._publisher = Publisher(name, self._host.metrics, _metric_family, _log)
+        self._publisher.start()
 
     def execute(self, requests: list[Any]) -> None:
         """Take the requests and return at once; replies are sent later, from other threads.
@@ -60,6 +64,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Stop the host; joins every thread and process."""
+        self._publisher.stop()
         self._host.stop()
 
 
@@ -70,6 +75,11 @@ def _settings(name: str, parameters: dict[str, dict[str, str]]) -> FMSettings:
 
 def _log(message: str) -> None:
     pb_utils.Logger.log_info(f"fmplex: {message}")
+
+
+def _metric_family(series: Series) -> Any:
+    kinds = {"counter": pb_utils.MetricFamily.COUNTER, "gauge": pb_utils.MetricFamily.GAUGE}
+    return pb_utils.MetricFamily(name=series.name, description=series.help, kind=kinds[series.kind])
 
 
 def _ask(request: Any) -> Ask:

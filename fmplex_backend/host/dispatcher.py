@@ -19,9 +19,10 @@ from fmplex_backend.errors import DeadlineExceeded, EngineFailure, FMplexError, 
 from fmplex_backend.host.engine_process import EngineDied, EngineProcess
 from fmplex_backend.host.generations import Generation
 from fmplex_backend.host.lane import MAX_DEATHS, Command, Lane
+from fmplex_backend.host.metrics import Meter, Snapshot
 from fmplex_backend.host.requests import Pending, RowAnswer, RowTask, provenance
 from fmplex_backend.messages import BatchDone, DropGeneration, GenerationLoaded, LoadGeneration
-from fmplex_backend.scheduling.interface import Batch, Queue, Row, VfmPolicy
+from fmplex_backend.scheduling.interface import Batch, Decision, Queue, Row, VfmPolicy
 
 
 class Dispatcher:
@@ -37,6 +38,7 @@ class Dispatcher:
         self._queue = queue
         self._lanes = [Lane(engine, self, log) for engine in engines]
         self._finished = finished
+        self.meter = Meter(len(engines))
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._sooner = threading.Condition(self._lock)
@@ -74,6 +76,7 @@ class Dispatcher:
             for lane in self._lanes:
                 lane.refuse_commands()
             for row in self._queue.drain():
+                self.meter.ended(row.vfm, "rejected")
                 self._fail(row, Unavailable("the physical FM is shutting down"), done)
         self._settle(done)
 
@@ -88,12 +91,14 @@ class Dispatcher:
         """Make a vFM known to the queue, or change its policy; acts on the next decision."""
         with self._lock:
             (self._queue.add_vfm if new else self._queue.change_vfm)(vfm, policy, time.monotonic())
+            self.meter.set_policy(vfm, policy.weight, policy.latency_slo)
             self._changed.notify_all()
 
     def remove_vfm(self, vfm: str) -> None:
         """Take no more rows of ``vfm``; those that wait are run."""
         with self._lock:
             self._queue.remove_vfm(vfm)
+            self.meter.remove(vfm)
 
     def load(self, generation: Generation) -> GenerationLoaded:
         """Load on every engine, between batches; where one refuses it, the others give it back."""
@@ -155,6 +160,7 @@ class Dispatcher:
                 request.rows.extend(group)
                 request.remaining += len(group)
                 group[0].payload.member.generation.rows += len(group)
+            self.meter.submitted(time.monotonic() - now)
             self._changed.notify()
             if any(row.deadline is not None and row.deadline < self._next_expiry for group in rows for row in group):
                 self._sooner.notify()
@@ -165,11 +171,18 @@ class Dispatcher:
         with self._lock:
             return self._queue.waiting(vfm)
 
-    def _cancel(self, request: Pending) -> None:
-        """Under the lock: give up the rows of ``request`` that still wait."""
-        for row in request.rows:
-            if self._queue.cancel(row):
-                row.payload.member.generation.rows -= 1
+    def metrics(self) -> Snapshot:
+        """What was counted, and what waits now."""
+        with self._lock:
+            waiting = {vfm: self._queue.waiting(vfm) for vfm in self.meter.vfms()}
+        return self.meter.snapshot(time.monotonic(), waiting)
+
+    def _cancel(self, request: Pending) -> list[Row]:
+        """Under the lock: give up the rows of ``request`` that still wait, and return them."""
+        given_up = [row for row in request.rows if self._queue.cancel(row)]
+        for row in given_up:
+            row.payload.member.generation.rows -= 1
+        return given_up
 
     def _fail(self, row: Row, error: FMplexError, done: list[Pending]) -> None:
         """Under the lock: end ``row``, which is not in the queue any more, and with it its whole request."""
@@ -177,7 +190,14 @@ class Dispatcher:
         task.member.generation.rows -= 1
         if task.request.fail(error):
             done.append(task.request)
-            self._cancel(task.request)
+            for given_up in self._cancel(task.request):
+                self.meter.ended(given_up.vfm, "cancelled")
+
+    def _end_expired(self, decision: Decision, now: float, done: list[Pending]) -> None:
+        """Under the lock."""
+        for row in decision.expired:
+            self.meter.expired(row.vfm, "unreachable" if row.deadline is None or now < row.deadline else "passed")
+            self._fail(row, _too_late(row, now), done)
 
     def _settle(self, done: Sequence[Pending], rows: Iterable[Row] = ()) -> None:
         """Outside the lock: reply, and drop retired generations whose last row has ended."""
@@ -200,8 +220,9 @@ class Dispatcher:
                     return lane.commands.popleft()
                 now = time.monotonic()
                 decision = self._queue.next_batch(now)
-                for row in decision.expired:
-                    self._fail(row, _too_late(row, now), done)
+                if decision.batch is not None:
+                    self.meter.decided(decision.batch, time.monotonic() - now)
+                self._end_expired(decision, now, done)
                 if decision.batch is None and not done:
                     self._changed.wait()
             self._settle(done, decision.expired)
@@ -212,7 +233,10 @@ class Dispatcher:
         """See `Desk`."""
         done: list[Pending] = []
         with self._lock:
-            self._queue.complete(batch, answer.seconds, time.monotonic())
+            now = time.monotonic()
+            charges = self._queue.complete(batch, answer.seconds, now)
+            failed = frozenset(batch.rows[place] for group in answer.groups for place in group.errors)
+            self.meter.completed(batch, charges, answer.seconds, started, now, failed)
             for group in answer.groups:
                 for index, place in enumerate(group.rows):
                     row = batch.rows[place]
@@ -232,12 +256,14 @@ class Dispatcher:
         """See `Desk`. Its rows wait again, but for those that have seen too many engines die."""
         done: list[Pending] = []
         with self._lock:
+            self.meter.lost(batch)
             again: list[Row] = []
             for row in batch.rows:
                 row.payload.deaths += 1
                 if row.payload.deaths < MAX_DEATHS:
                     again.append(row)
                     continue
+                self.meter.ended(row.vfm, "failed")
                 reason = f"vFM {row.vfm!r}: {MAX_DEATHS} engines died while they ran it, the last one: {error}"
                 self._fail(row, EngineFailure(reason), done)
             self._queue.put_back(replace(batch, rows=tuple(again)), time.monotonic())
@@ -253,8 +279,7 @@ class Dispatcher:
                     return
                 now = time.monotonic()
                 decision = self._queue.expire(now)
-                for row in decision.expired:
-                    self._fail(row, _too_late(row, now), done)
+                self._end_expired(decision, now, done)
                 if not decision.expired:
                     self._next_expiry = decision.wake_at or math.inf
                     self._sooner.wait(None if decision.wake_at is None else max(1e-3, decision.wake_at - now))

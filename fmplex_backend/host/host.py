@@ -19,6 +19,7 @@ from fmplex_backend.errors import EngineFailure, FMplexError
 from fmplex_backend.host.dispatcher import Dispatcher
 from fmplex_backend.host.engine_process import EngineProcess
 from fmplex_backend.host.intake import Intake, is_status
+from fmplex_backend.host.metrics import Snapshot, outcome_of
 from fmplex_backend.host.registry import Registry
 from fmplex_backend.host.requests import Ask, Pending, Reply
 from fmplex_backend.owned_folder import OwnedFolder
@@ -110,6 +111,10 @@ class FMHost:
             "vfms": self.registry.status(),
         }
 
+    def metrics(self) -> Snapshot:
+        """What was counted until now."""
+        return self._dispatcher.metrics()
+
     def _finished(self, request: Pending) -> None:
         self._replies.put(lambda: self._deliver(request))
 
@@ -119,7 +124,12 @@ class FMHost:
         except Exception as error:
             self._log(f"defect: cannot put a reply together: {type(error).__name__}: {error}")
             reply = EngineFailure(f"internal error: {type(error).__name__}: {error}")
-        request.ask.respond(reply)
+        try:
+            request.ask.respond(reply)
+        finally:
+            outcome = outcome_of(reply if isinstance(reply, FMplexError) else None)
+            vfms = [member.generation.vfm for member in request.members]
+            self._dispatcher.meter.answered(vfms, outcome, time.monotonic() - request.arrived)
 
     def _reply(self, ask: Ask, reply: Reply) -> None:
         self._replies.put(lambda: ask.respond(reply))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fmplex_backend.arrays import Array
 from fmplex_backend.encoders.text import TextEncoder
-from fmplex_backend.errors import InvalidInput, NotFound, Unavailable
+from fmplex_backend.errors import FMplexError, InvalidInput, NotFound, Unavailable
 from fmplex_backend.host.dispatcher import Dispatcher
 from fmplex_backend.host.registry import Registry
 from fmplex_backend.host.requests import Ask, Member, Pending, RowTask
@@ -22,24 +22,41 @@ class Intake:
 
     def __init__(self, fm: str, encoder: TextEncoder, registry: Registry, dispatcher: Dispatcher) -> None:
         self._fm, self._encoder, self._registry, self._dispatcher = fm, encoder, registry, dispatcher
+        self._meter = dispatcher.meter
 
     def take(self, ask: Ask) -> None:
         """Queue the rows of ``ask``, all or none. Raises `FMplexError`, then nothing was queued."""
-        wanted = self._wanted(ask.outputs)
+        arrived = time.monotonic()
         while True:
-            serving = {port: self._serving(port) for port in wanted}
-            request = Pending(ask, [])
-            rows = [self._rows(request, port, serving[port], sockets) for port, sockets in wanted.items()]
             try:
-                if self._dispatcher.submit(request, rows):
-                    return
-            except Rejected as no:
-                parameter = "max_queue_size" if isinstance(no, QueueFull) else "rate_limit_rows_per_second"
-                if no.hopeless:
-                    raise InvalidInput(f"{no}; ask for at most {no.limit} at a time ({parameter})") from None
-                wait = math.ceil(no.wait * 1e3)
-                raise Unavailable(f"{no} ({parameter}); retry in {wait} ms") from None
+                wanted = self._wanted(ask.outputs)
+                serving = {port: self._serving(port) for port in wanted}
+            except FMplexError:
+                self._meter.unroutable()
+                raise
+            request = Pending(ask, [], arrived=arrived)
+            if self._submit(request, [(port, serving[port], sockets) for port, sockets in wanted.items()]):
+                return
             # A generation was swapped or removed between routing and queueing: route again.
+
+    def _submit(self, request: Pending, parts: Sequence[tuple[int, Serving, frozenset[str]]]) -> bool:
+        """Queue the rows of ``request``; False where a generation was retired meanwhile. Raises `FMplexError`."""
+        vfms = [serving.generation.vfm for _, serving, _ in parts]
+        count = max((len(array) for array in request.ask.inputs.values()), default=0)
+        try:
+            return self._dispatcher.submit(request, [self._rows(request, *part) for part in parts])
+        except InvalidInput:
+            self._meter.refused(vfms, count, "invalid")
+            raise
+        except Rejected as no:
+            full = isinstance(no, QueueFull)
+            parameter = "max_queue_size" if full else "rate_limit_rows_per_second"
+            if no.hopeless:
+                self._meter.refused(vfms, count, "invalid")
+                raise InvalidInput(f"{no}; ask for at most {no.limit} at a time ({parameter})") from None
+            self._meter.refused(vfms, count, "rejected", "queue_full" if full else "rate_limit")
+            wait = math.ceil(no.wait * 1e3)
+            raise Unavailable(f"{no} ({parameter}); retry in {wait} ms") from None
 
     def _wanted(self, outputs: frozenset[str]) -> dict[int, frozenset[str]]:
         """Port → sockets that are asked of it."""

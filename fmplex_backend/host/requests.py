@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,8 @@ class Pending:
     rows: list[Row] = field(default_factory=list)
     remaining: int = 0
     error: FMplexError | None = None
+    arrived: float = field(default_factory=time.monotonic)
+    """When it came; on the monotonic clock."""
 
     def answer(self, task: RowTask, answer: RowAnswer) -> bool:
         """Note one row's answer; True when it was the last and the reply can be made."""
