@@ -21,10 +21,12 @@ from fmplex_tools.bench.perf import TEXTS, Load, Row, levels, measure, read_text
 from fmplex_tools.bench.perf_binary import perf_analyzer
 from fmplex_tools.infer_cli import default_url, protocol_of
 from fmplex_tools.packages import progress_columns
+from fmplex_tools.simulate_cli import simulate
 
 app = typer.Typer(no_args_is_help=True, help="Benchmarks of a running server.")
 console = Console(emoji=False)
 errors = Console(stderr=True, emoji=False)
+app.command("simulate")(simulate)
 
 
 @app.callback()

@@ -1,0 +1,1 @@
+"""The real queues in virtual time: loads (`trace`), the event loop (`run`), figures of it, tables and plots."""
