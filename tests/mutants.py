@@ -253,9 +253,11 @@ def killed(mutant: Mutant) -> bool:
             raise ValueError(f"{mutant.name}: its passage is {source.count(mutant.old)} times in {path.name}")
         path.write_text(source.replace(mutant.old, mutant.new), encoding="utf-8")
         tests = [str(ROOT / test) for test in TESTS]
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        options = ["-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")]
+        command = [sys.executable, "-m", "pytest", *options, *tests]
         env = os.environ | {"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1", "FMPLEX_TRACES": TRACES}
-        ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+        ran = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+        # "python -m" puts its folder first in the path: the copy is what is imported, not the project.
         if ran.returncode not in (0, 1):
             raise ValueError(f"{mutant.name}: the tests did not run: {ran.stdout[-500:]}{ran.stderr[-500:]}")
         return ran.returncode == 1
@@ -268,6 +270,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     chosen = parser.parse_args()
     mutants = [mutant for mutant in MUTANTS if chosen.only in mutant.name]
+    if killed(Mutant("none", "fair", "class BatchFairQueue(", "class BatchFairQueue(")):
+        print("the tests fail without any mutant")
+        return 1
     alive = []
     with ThreadPoolExecutor(chosen.jobs) as pool:
         for mutant, dead in zip(mutants, pool.map(killed, mutants), strict=True):

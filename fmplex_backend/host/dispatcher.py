@@ -16,12 +16,22 @@ from typing import Any
 
 from fmplex_backend.backbones.facts import BackboneFacts
 from fmplex_backend.errors import DeadlineExceeded, EngineFailure, FMplexError, Unavailable
+from fmplex_backend.host.calibration import Fit, Learner
 from fmplex_backend.host.engine_process import EngineDied, EngineProcess
 from fmplex_backend.host.generations import Generation
 from fmplex_backend.host.lane import MAX_DEATHS, Command, Lane
 from fmplex_backend.host.metrics import Meter, Snapshot
 from fmplex_backend.host.requests import Pending, RowAnswer, RowTask, provenance
-from fmplex_backend.messages import BatchDone, DropGeneration, GenerationLoaded, LoadGeneration
+from fmplex_backend.messages import (
+    BatchDone,
+    DeviceFacts,
+    DropGeneration,
+    GenerationLoaded,
+    LoadGeneration,
+    Measure,
+    Measured,
+    Point,
+)
 from fmplex_backend.scheduling.interface import Batch, Decision, Queue, Row, VfmPolicy
 
 
@@ -38,7 +48,10 @@ class Dispatcher:
         self._queue = queue
         self._lanes = [Lane(engine, self, log) for engine in engines]
         self._finished = finished
+        self._log = log
         self.meter = Meter(len(engines))
+        self._learner: Learner | None = None
+        """Watches the cost model, once there is one that was measured."""
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._sooner = threading.Condition(self._lock)
@@ -85,6 +98,36 @@ class Dispatcher:
         """Process ids of the engines."""
         return [lane.engine.pid for lane in self._lanes]
 
+    # ---- what batches cost ----
+
+    @property
+    def device(self) -> DeviceFacts:
+        """What the first engine computes on; known after `start`."""
+        device = self._lanes[0].device
+        assert device is not None
+        return device
+
+    def measure(self, max_rows: int, seconds: float) -> Measured:
+        """Have the first engine measure what batches cost. Raises `FMplexError` where it cannot."""
+        (future,) = self._tell(self._lanes[:1], Measure(max_rows, seconds))
+        measured: Measured = future.result()
+        return measured
+
+    def use_fit(self, fit: Fit) -> None:
+        """Predict and charge by ``fit``, and watch how good it is."""
+        with self._lock:
+            self._queue.change_cost(fit.cost)
+            self._learner = Learner(fit)
+
+    def _learn(self, batch: Batch, seconds: float) -> Fit | None:
+        """Under the lock: compare with what was predicted; where the device has changed another fit, in use already."""
+        if self._learner is None:
+            return None
+        point = Point(len(batch.rows), max(row.size for row in batch.rows), len(batch.shares), seconds)
+        if (fit := self._learner.add(point, batch.predicted)) is not None:
+            self._queue.change_cost(fit.cost)
+        return fit
+
     # ---- vFMs and their generations ----
 
     def set_policy(self, vfm: str, policy: VfmPolicy, *, new: bool) -> None:
@@ -125,7 +168,7 @@ class Dispatcher:
                 generation.path.unlink(missing_ok=True)
                 self._tell(self._lanes, DropGeneration(generation.number))
 
-    def _tell(self, lanes: Iterable[Lane], message: LoadGeneration | DropGeneration) -> list[Future[Any]]:
+    def _tell(self, lanes: Iterable[Lane], message: LoadGeneration | DropGeneration | Measure) -> list[Future[Any]]:
         futures: list[Future[Any]] = []
         with self._lock:
             for lane in lanes:
@@ -235,6 +278,7 @@ class Dispatcher:
         with self._lock:
             now = time.monotonic()
             charges = self._queue.complete(batch, answer.seconds, now)
+            fit = self._learn(batch, answer.seconds)
             failed = frozenset(batch.rows[place] for group in answer.groups for place in group.errors)
             self.meter.completed(batch, charges, answer.seconds, started, now, failed)
             for group in answer.groups:
@@ -250,6 +294,8 @@ class Dispatcher:
                     )
                     if task.request.answer(task, RowAnswer(group.columns, index, info)):
                         done.append(task.request)
+        if fit is not None:
+            self._log(f"the device behaves otherwise than measured; cost model from here on: {fit}")
         self._settle(done, batch.rows)
 
     def batch_lost(self, batch: Batch, error: EngineDied) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from fmplex_backend.backbones.source import cache_dir
 from fmplex_backend.encoders.text import TextEncoder
 from fmplex_backend.errors import EngineFailure, FMplexError
+from fmplex_backend.host.calibration import MEASURE_SECONDS, Fit, Key, obtain
 from fmplex_backend.host.dispatcher import Dispatcher
 from fmplex_backend.host.engine_process import EngineProcess
 from fmplex_backend.host.intake import Intake, is_status
@@ -63,6 +64,7 @@ class FMHost:
         except FMplexError as error:
             self._work_dir.close()
             raise EngineFailure(f"physical FM {self.fm!r}: {error}") from None
+        self._dispatcher.use_fit(self._fit())
         self.registry = Registry(
             self._repository, self.fm, self.settings, self.facts, self._dispatcher, self._work_dir.path, self._log
         )
@@ -72,6 +74,18 @@ class FMHost:
         self._threads = [threading.Thread(target=target, name=target.__name__) for target in targets]
         for thread in self._threads:
             thread.start()
+
+    def _fit(self) -> Fit:
+        """What batches cost on this device: kept from before, or measured now, before there is any vFM."""
+        rows = self.settings.max_batch_rows
+        key = Key.of(self.facts.fingerprint, self._dispatcher.device, self.settings.dtype, rows)
+        try:
+            return obtain(
+                cache_dir() / "costs", key, lambda: self._dispatcher.measure(rows, MEASURE_SECONDS), self._log
+            )
+        except FMplexError as error:
+            self._log(f"what batches cost cannot be measured, starting from a guess: {error}")
+            return Fit(UNKNOWN, 0.0, ())
 
     def stop(self) -> None:
         """Answer what waits, end the engines, join every thread, leave no file."""

@@ -16,11 +16,12 @@ from support.fake_engine import FakeEngine, answer_all, dies_on
 from support.live import wait_for
 
 from fmplex_backend.errors import DeadlineExceeded, EngineFailure, FMplexError, Unavailable
+from fmplex_backend.host.calibration import Fit
 from fmplex_backend.host.dispatcher import Dispatcher
 from fmplex_backend.host.generations import Generation
 from fmplex_backend.host.lane import MAX_DEATHS
 from fmplex_backend.host.requests import Ask, Member, Pending, RowTask
-from fmplex_backend.messages import BatchDone, DropGeneration, LoadGeneration, RunBatch
+from fmplex_backend.messages import BatchDone, DropGeneration, LoadGeneration, Point, RunBatch
 from fmplex_backend.repository.artifact import Artifact, BackboneRef
 from fmplex_backend.scheduling.cost import CostModel
 from fmplex_backend.scheduling.fifo import FifoQueue
@@ -289,3 +290,20 @@ def test_an_engine_that_cannot_start(tmp_path: Path, engine: FakeEngine) -> None
     with pytest.raises(EngineFailure, match="no such backbone"):
         host.dispatcher.start()
     assert host.engines[0].stopped
+
+
+def test_a_device_that_differs_from_its_fit_gets_another(tmp_path: Path) -> None:
+    engine = FakeEngine()  # every batch takes 1 ms, whatever is in it
+    host = Host(tmp_path, [engine])
+    host.dispatcher.start()
+    try:
+        cost = CostModel(alpha=1e-4, beta=1e-2)
+        host.dispatcher.use_fit(Fit(cost, 0.05, (Point(1, 3, 1, 0.03),)))
+        vfm = host.vfm("a", 1)
+        for i in range(100):
+            host.reply(host.request((vfm, 4 if i % 2 else 1)))
+        assert sum("cost model from here on: α" in line for line in host.log) == 1
+        now = host.dispatcher._queue.cost  # type: ignore[attr-defined]
+        assert abs(now.batch([3] * 4, 1) / now.batch([3], 1) - 1) < 0.2
+    finally:
+        host.dispatcher.stop()
