@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TESTS = ("tests/unit/test_fair_queue.py", "tests/unit/test_queue_contract.py", "tests/unit/test_fair_traces.py")
-TRACES = "400"
+TESTS = ("tests/unit/test_fair_traces.py", "tests/unit/test_fair_queue.py", "tests/unit/test_queue_contract.py")
+TRACES = "300"
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,12 @@ from fmplex_backend.scheduling.interface import Row, VfmPolicy
 
 LENGTH_EDGES = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
 """Upper ends of the length classes; the last class is open."""
+_BY_FIT = tuple(
+    tuple(sorted(range(len(LENGTH_EDGES) + 1), key=lambda index: (index > longest, abs(index - longest))))
+    for longest in range(len(LENGTH_EDGES) + 1)
+)
+"""Length class of a batch's longest row → the classes in the order in which their rows fit it: without more padding for
+all first."""
 URGENT_BATCHES = 2.0
 ACTIVE_SECONDS = 1.0
 """A vFM that had a row within this time is active: its latency objective bounds the batches."""
@@ -105,13 +111,16 @@ class FairState(VfmState):
     def heads(self) -> dict[int, Row]:
         """Length class → its oldest waiting row."""
         heads = {}
-        for index, line in list(self.classes.items()):
+        empty = None
+        for index, line in self.classes.items():
             while line and line[0].state != "waiting":
                 line.popleft()
             if line:
                 heads[index] = line[0]
             else:
-                del self.classes[index]
+                empty = index
+        if empty is not None:
+            self.classes = {index: line for index, line in self.classes.items() if line}
         return heads
 
     def sweep(self) -> None:
@@ -241,18 +250,20 @@ class BatchFairQueue(PolicyQueue[FairState]):
     def _next_row(self, draft: _Draft, state: FairState, now: float, expired: list[Row]) -> Row | None:
         """The row that ``state`` gives, None where none fits. Rows found to be too late are expired (rule 8)."""
         heads = state.heads()
-        for row in [row for row in heads.values() if self._too_late(row, now)]:
-            self._end_waiting(row, "expired")
-            expired.append(row)
-            return self._next_row(draft, state, now, expired) if state.active else None
-        oldest = min(heads.values(), key=_arrival)
-        candidates = [oldest]
-        if len(heads) > 1 and not self._is_overdue(state, oldest):
-            here = draft.size_class
-            by_fit = sorted(heads, key=lambda c: (c > here, abs(c - here)))
-            best = [heads[index] for index in by_fit]
-            candidates = best if state in draft.taken else [oldest, *best]
-        return next((row for row in candidates if self._fits(draft, state, row, now)), None)
+        for row in heads.values():
+            if row.deadline is not None and self._too_late(row, now):
+                self._end_waiting(row, "expired")
+                expired.append(row)
+                return self._next_row(draft, state, now, expired) if state.active else None
+        oldest = min(heads.values(), key=_arrival) if len(heads) > 1 else row
+        if len(heads) == 1 or self._is_overdue(state, oldest):
+            return oldest if self._fits(draft, state, oldest, now) else None
+        if state not in draft.taken and self._fits(draft, state, oldest, now):
+            return oldest
+        for index in _BY_FIT[draft.size_class]:
+            if index in heads and self._fits(draft, state, heads[index], now):
+                return heads[index]
+        return None
 
     def _is_overdue(self, state: FairState, row: Row) -> bool:
         """Rule 5: whether ``row`` was passed over as often as it may be."""
@@ -277,6 +288,8 @@ class BatchFairQueue(PolicyQueue[FairState]):
 
     def _latest(self, row: Row, now: float) -> float:
         """When a batch with ``row`` must be done; its objective counts while it can be met, and not below the floor."""
+        if row.due == math.inf:
+            return math.inf
         latest = math.inf if row.deadline is None else row.deadline
         if row.due < latest and row.due >= now + self.alone(row):
             latest = min(latest, max(row.due, now + CAP_FLOOR * self.k * self.cost.alpha))

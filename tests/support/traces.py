@@ -197,6 +197,7 @@ class World:
         batch = flight.batch
         before = {name: self.queue.tag(name) for name in batch.shares}
         woke = {name: not self.vfms[name].backlogged for name in batch.shares}
+        v = self.queue.virtual_time
         charges = self.queue.complete(batch, flight.measured, self.now)
         self.measured_at = self.now
         bill = min(flight.measured, 3 * batch.predicted)
@@ -213,9 +214,12 @@ class World:
                 continue
             expected = settled
             if woke[name] and vfm.backlogged:
-                expected = max(settled, self.queue.virtual_time)
+                expected = max(settled, v)
             assert math.isclose(self.queue.tag(name), expected, rel_tol=1e-12, abs_tol=1e-12), "settled as charged"
         assert {row.state for row in batch.rows} == {"served"}
+        if not self.flights and not self.queue.waiting():
+            v = max([v, *(self.queue.tag(name) for name in self.queue._vfms)])
+        assert self.queue.virtual_time == v, "V follows batches when they are made, and catches up when all is idle"
         self._after(served=True)
 
     def lose(self, flight: Flight) -> None:
