@@ -50,8 +50,10 @@ class Dispatcher:
         self._finished = finished
         self._log = log
         self.meter = Meter(len(engines))
+        self.fit: Fit | None = None
+        """What batches are predicted and charged by, once it was measured."""
         self._learner: Learner | None = None
-        """Watches the cost model, once there is one that was measured."""
+        """Watches how good that is."""
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._sooner = threading.Condition(self._lock)
@@ -117,7 +119,7 @@ class Dispatcher:
         """Predict and charge by ``fit``, and watch how good it is."""
         with self._lock:
             self._queue.change_cost(fit.cost)
-            self._learner = Learner(fit)
+            self.fit, self._learner = fit, Learner(fit)
 
     def _learn(self, batch: Batch, seconds: float) -> Fit | None:
         """Under the lock: compare with what was predicted; where the device has changed another fit, in use already."""
@@ -126,6 +128,7 @@ class Dispatcher:
         point = Point(len(batch.rows), max(row.size for row in batch.rows), len(batch.shares), seconds)
         if (fit := self._learner.add(point, batch.predicted)) is not None:
             self._queue.change_cost(fit.cost)
+            self.fit = fit
         return fit
 
     # ---- vFMs and their generations ----

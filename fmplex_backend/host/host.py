@@ -119,6 +119,7 @@ class FMHost:
             "backbone": self.facts.spec,
             "fingerprint": self.facts.fingerprint,
             "settings": self.settings.model_dump(),
+            "cost_model": {"device": self._dispatcher.device.name, "fit": str(self._dispatcher.fit)},
             "host_pid": os.getpid(),
             "engine_pids": self._dispatcher.engine_pids,
             "uptime_s": round(time.time() - self._started, 1),

@@ -6,7 +6,7 @@ family's object is dropped. From this follow the rules:
 1. A series begins to exist when it, or another of its block, is not zero. Only changes are sent.
 2. Each vFM has family objects of its own, so that its series can end with it.
 3. Sending takes at most `DUTY` of the time; the interval stretches where there is more to send.
-4. Nothing is ever sent that could be refused, e.g. a counter that falls: tritonserver 2.51 dies of that.
+4. Nothing is ever sent that Triton refuses, e.g. a counter that falls.
 5. A defect here ends the metrics, not the serving.
 """
 

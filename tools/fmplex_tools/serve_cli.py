@@ -106,6 +106,8 @@ def _show(options: ServerOptions, seconds: float) -> None:
             fail(f"physical FM {fm!r} did not load; {error}")
             continue
         out.print(vfm_table(status))
+        cost = status["cost_model"]
+        out.print(f"[dim]a batch on {escape(cost['device'])} costs {escape(cost['fit'])}[/]\n", soft_wrap=True)
         problems += refusals(status)
         serving = [vfm["name"] for vfm in status["vfms"] if vfm["state"] == "serving" and not vfm["bundle"]]
         first = first or next(iter(serving), None)
