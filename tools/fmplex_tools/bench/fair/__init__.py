@@ -1,0 +1,1 @@
+"""``fmplex bench fair``: what the fair queue promises, measured on the real server."""
