@@ -145,7 +145,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Measured:
-    """At least one point; the median of each that was measured several times."""
+    """At least one point; the least of each that was measured several times, since noise only adds."""
 
     points: list[Point]
     seconds: float

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median_low
 
 import numpy as np
 import torch
@@ -117,7 +116,7 @@ def measure(backbone: Backbone, device: str, message: Measure) -> Measured:
         torch.cuda.empty_cache()
     if not times:
         raise MemoryError(f"{device} has no memory for a batch of one row")
-    points = [Point(s.rows, s.length, max(1, s.adapters), median_low(runs)) for s, runs in times.items()]
+    points = [Point(s.rows, s.length, max(1, s.adapters), min(runs)) for s, runs in times.items()]
     return Measured(points, time.perf_counter() - started)
 
 
