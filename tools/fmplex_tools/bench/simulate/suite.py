@@ -19,8 +19,9 @@ from fmplex_tools.bench.simulate.run import simulate
 from fmplex_tools.bench.simulate.trace import Lengths, Load, Synthetic
 
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
-LIGHT_LOAD, FLOOD = 0.5, 2.0
-"""Of the device's capacity: all light vFMs together; the flooder."""
+LIGHT_LOAD, FLOOD = 0.25, 2.0
+"""Of the device's capacity without padding: all light vFMs together, which is what first come first served can still
+do with mixed lengths; the flooder."""
 WEIGHTS = (1.0, 2.0, 4.0)
 """Of the vFMs where all are backlogged, in turn."""
 FEWEST_ROWS, ROWS_EACH = 4_000, 150
@@ -135,7 +136,8 @@ class Grid:
 
         def make(seed: int) -> Load:
             if load == "saturated":
-                span = max(FEWEST_ROWS, ROWS_EACH * count) / capacity
+                padded = cost.batch([max(lengths.choices)] * 64, min(count, 64)) / 64
+                span = max(FEWEST_ROWS, ROWS_EACH * count) * padded
                 return saturated(count, lengths, self.scale * span)
             rate, flood = LIGHT_LOAD * capacity, FLOOD * capacity if load == "flooded" else 0.0
             span = self.scale * FEWEST_ROWS / rate
