@@ -8,7 +8,7 @@ import typer
 
 from fmplex_backend import __version__
 from fmplex_backend.errors import FMplexError
-from fmplex_tools import bench_cli, check_cli, demo_cli, fetch_cli, infer_cli, serve_cli, task_cli
+from fmplex_tools import bench_cli, check_cli, demo_cli, fetch_cli, infer_cli, serve_cli, task_cli, top_cli
 from fmplex_tools.console import fail
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command("serve")(serve_cli.serve)
 app.command("check")(check_cli.check)
 app.command("infer")(infer_cli.infer)
+app.command("top")(top_cli.top)
 app.command("fetch")(fetch_cli.fetch)
 app.add_typer(task_cli.app, name="task", help="Make, train, import, list, change and remove vFMs.")
 app.add_typer(demo_cli.app, name="demo", help="The demo repository: eight real tasks on one MiniLM.")

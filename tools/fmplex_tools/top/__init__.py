@@ -1,0 +1,1 @@
+"""What ``fmplex top`` is made of: scraping, figures of an interval, tables."""
