@@ -192,6 +192,24 @@ MUTANTS = (
         "if False:",
     ),
     Mutant(
+        "the first pass is left out",
+        "fair",
+        "(self.tuning.snug * self.tuning.padding * self.cost.alpha, math.inf)",
+        "(math.inf,)",
+    ),
+    Mutant(
+        "the second pass is left out",
+        "fair",
+        "(self.tuning.snug * self.tuning.padding * self.cost.alpha, math.inf)",
+        "(self.tuning.snug * self.tuning.padding * self.cost.alpha,)",
+    ),
+    Mutant(
+        "batches stay long while vFMs come and go",
+        "fair",
+        "cap = (self.tuning.c_cap_lively if lively else self.tuning.c_cap) * launch",
+        "cap = self.tuning.c_cap * launch",
+    ),
+    Mutant(
         "one vFM too many in a batch",
         "fair",
         "vfms > self._max_batch_vfms",

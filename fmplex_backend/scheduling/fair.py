@@ -12,9 +12,13 @@ Rules
    v ≤ least v + T. A row that is late anyway is not urgent any more.
 3. **Fair fill.** Then the backlogged vFM with the least v gives a row: its oldest, or once it is in the batch the one
    whose length fits the batch best. A vFM none of whose rows fits holds the others: nobody is served beyond its v + T.
+   This is gone through twice: first for rows that add hardly any padding (ρ·α/16), then for any that fit. Taken in
+   the order of v alone, rows of many lengths would use up the padding that a batch may waste while it is small.
 4. **What fits.** The first row always does. Others fit if the batch keeps within its rows and vFMs, wastes at most
    ρ·α on padding, costs at most ``cap``, and makes no row in it late.
-   cap = min(c_cap·kα, max(1.5·kα, half the tightest latency objective of the vFMs that were active lately)).
+   cap = min(c_cap·kα, max(1.5·kα, half the tightest latency objective of the vFMs that were active lately)). c_cap is
+   32 (a launch is 3 % of such a batch), and 12 while vFMs come and go next to others that wait: a row that comes waits
+   for the batch that runs.
 5. **Order within a vFM** is by arrival, but for lengths and deadlines; a row is passed over by younger rows of its vFM
    in at most ``max_bypass`` batches, after that only the oldest row of its vFM may be taken.
 6. **Charges.** A row that is taken costs its vFM ψ = k·(α/min(b_max, rows waiting) + u + γ if it is the vFM's first),
@@ -36,7 +40,8 @@ is what v gained.
 share of the batch. *Proof.* The batch costs k(α + Σu + γK) + k·waste, waste ≤ ρα; i's share of the first part is
 k(α·nᵢ/n + Uᵢ + γ), and alone he would have paid at least k(α + Uᵢ + γ).
 
-One decision costs O(rows of the batch · log vFMs), however many wait. T = 2kα, ρ = 1, c_cap = 12 by default.
+One decision costs O(rows of the batch · log vFMs), however many wait. T = 2kα and ρ = 1 by default. What the
+constants do is shown by ``fmplex bench simulate``; see docs/results.md.
 """
 
 from __future__ import annotations
@@ -71,12 +76,16 @@ CAP_FLOOR = 1.5
 class Tuning:
     """The constants of the rules."""
 
-    c_cap: float = 12.0
-    """Most that a batch may cost, in launches (kα). At 12, rows of equal length run at 98 % of full batches' speed."""
+    c_cap: float = 32.0
+    """Most that a batch may cost, in launches (kα)."""
+    c_cap_lively: float = 12.0
+    """Likewise, while vFMs come and go."""
     tolerance: float = 2.0
     """T, in launches: how far apart virtual times may drift for the sake of deadlines and full batches."""
     padding: float = 1.0
     """ρ, in launches: what a batch may waste on padding."""
+    snug: float = 1 / 16
+    """What one row may add to that in the first pass."""
     max_bypass: int = 8
     max_skip: int = 16
     """Rows or vFMs that are tried in vain before a batch is taken as it is."""
@@ -134,7 +143,7 @@ class FairState(VfmState):
 class _Draft:
     """The batch being made."""
 
-    __slots__ = ("cap", "last_tag", "latest", "launch", "longest", "rows", "size_class", "taken", "total")
+    __slots__ = ("cap", "last_tag", "latest", "launch", "longest", "rows", "size_class", "slack", "taken", "total")
 
     def __init__(self, taken: dict[FairState, Taken], cap: float, launch: float) -> None:
         self.taken = taken
@@ -149,6 +158,8 @@ class _Draft:
         """Seconds that it may take."""
         self.launch = launch
         """What a row is charged for the launch, before it is known with how many it shares it."""
+        self.slack = math.inf
+        """Seconds of padding that one more row may add."""
         self.latest = math.inf
         """When the first of its rows would be late."""
         self.last_tag = 0.0
@@ -183,6 +194,8 @@ class BatchFairQueue(PolicyQueue[FairState]):
         """Who was charged since everything was idle: nobody else can be ahead of V."""
         self._running = 0
         """Batches."""
+        self._lively_at = -math.inf
+        """When a vFM last became backlogged while others were."""
         self._last_tag = 0.0
 
     # ---- next_batch ----
@@ -191,14 +204,17 @@ class BatchFairQueue(PolicyQueue[FairState]):
         launch = self.cost.alpha / min(self.max_batch_rows, self._waiting)
         draft = _Draft(taken, self._cap(now), launch)
         self._take_urgent(draft, now)
-        self._fill(draft, now, expired)
+        for slack in (self.tuning.snug * self.tuning.padding * self.cost.alpha, math.inf):
+            draft.slack = slack
+            self._fill(draft, now, expired)
         self._last_tag = draft.last_tag
         return draft.rows
 
     def _cap(self, now: float) -> float:
         """Rule 4: what a batch may cost, in seconds."""
         launch = self.k * self.cost.alpha
-        cap = self.tuning.c_cap * launch
+        lively = now - self._lively_at <= ACTIVE_SECONDS
+        cap = (self.tuning.c_cap_lively if lively else self.tuning.c_cap) * launch
         objective = self._tightest_objective(now)
         return cap if objective is None else min(cap, max(CAP_FLOOR * launch, objective / 2))
 
@@ -281,6 +297,8 @@ class BatchFairQueue(PolicyQueue[FairState]):
         cost = self.cost
         work = cost.work(row.size)
         padded = rows * max(draft.longest, work)
+        if padded - before * draft.longest - work > draft.slack:
+            return False
         if padded - draft.total - work > self.tuning.padding * cost.alpha:
             return False
         seconds = self.k * (cost.alpha + padded + cost.gamma * vfms)
@@ -396,6 +414,8 @@ class BatchFairQueue(PolicyQueue[FairState]):
         self._note_due(row)
         self._note_objective(state)
         if not state.active:
+            if self._active:
+                self._lively_at = now
             self._refresh(state)
 
     def _returned(self, state: FairState, rows: list[Row]) -> None:

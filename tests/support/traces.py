@@ -85,6 +85,7 @@ class World:
         self.spans: dict[tuple[str, str], list[float]] = {}
         """Pair that is backlogged → least and greatest Wᵢ/wᵢ − Wⱼ/wⱼ since it is."""
         self.measured_at = -math.inf
+        self.lively_at = -math.inf
         self.batches = 0
         self.charged: dict[str, float] = defaultdict(float)
         self.pairs_checked = 0
@@ -127,6 +128,8 @@ class World:
             assert len(vfm.waiting) + len(rows) > vfm.policy.max_queue_size
             return rows
         assert len(vfm.waiting) + len(rows) <= vfm.policy.max_queue_size
+        if not vfm.backlogged and any(other.backlogged for other in self.vfms.values()):
+            self.lively_at = self.now
         vfm.waiting += rows
         vfm.asked_at = self.now
         expected = max(tag, v) if wakes else tag
@@ -251,7 +254,8 @@ class World:
             for vfm in self.vfms.values()
             if vfm.policy.latency_slo is not None and (vfm.waiting or self.now - vfm.asked_at <= 1.0)
         ]
-        cap = self.tuning.c_cap * launch
+        lively = self.now - self.lively_at <= 1.0
+        cap = (self.tuning.c_cap_lively if lively else self.tuning.c_cap) * launch
         return cap if not objectives else min(cap, max(1.5 * launch, min(objectives) / 2))
 
     def _check_batch(self, batch: Batch, cap: float) -> None:
@@ -458,7 +462,12 @@ def random_trace(seed: int, steps: int = 40) -> World:
     if rng.random() < 0.4:  # the model is wrong: in scale, or in shape
         wrong = rng.choice((0.05, 0.3, 3.0, 20.0))
         device = CostModel(cost.alpha * wrong, cost.beta * rng.choice((1, wrong)), cost.gamma, cost.delta)
-    tuning = Tuning(max_bypass=rng.choice((1, 2, 8)), max_skip=rng.choice((1, 4, 16)), c_cap=rng.choice((3.0, 12.0)))
+    tuning = Tuning(
+        max_bypass=rng.choice((1, 2, 8)),
+        max_skip=rng.choice((1, 4, 16)),
+        c_cap=rng.choice((6.0, 32.0)),
+        c_cap_lively=rng.choice((3.0, 12.0)),
+    )
     world = World(
         cost,
         device,

@@ -477,3 +477,27 @@ def test_tuning_is_obeyed() -> None:
     queue.add_vfm("a", VfmPolicy(), 0)
     queue.submit(rows("a", *[16] * 64), 0)
     assert batch_of(queue, 0).predicted <= 2 * COST.alpha
+
+
+def test_many_vfms_with_rows_of_many_lengths_still_fill_their_batches() -> None:
+    """The padding that a batch may waste is not used up by whoever comes first in the order of v."""
+    rng = random.Random(4)
+    names = [f"v{i}" for i in range(92)]
+    queue = queue_of(*names, max_batch_rows=64, cost=CostModel(alpha=5e-3, beta=2e-6, gamma=2e-5))
+    draw = lambda: round(2 ** rng.uniform(3, 8))  # noqa: E731
+    for name in names:
+        queue.submit(rows(name, *(draw() for _ in range(20))), 0)
+    taken = 0
+    for turn in range(20):
+        taken += len(run(queue, turn).rows)
+    assert taken / 20 > 40
+
+
+def test_batches_are_shorter_while_vfms_come_and_go() -> None:
+    queue = queue_of("flood", "light", max_batch_rows=500)
+    queue.submit(rows("flood", *[16] * 5000), 0)
+    launch = COST.alpha
+    assert 31 * launch < run(queue, 0).predicted <= 32 * launch
+    queue.submit(rows("light", 16), 0.5)
+    assert 11 * launch < batch_of(queue, 0.6).predicted <= 12 * launch
+    assert 31 * launch < batch_of(queue, 2.0).predicted
