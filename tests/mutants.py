@@ -188,8 +188,8 @@ MUTANTS = (
     Mutant(
         "lengths within a vFM do not matter",
         "fair",
-        "if len(heads) > 1 and not self._is_overdue(state, oldest):",
-        "if False:",
+        "if len(heads) == 1 or self._is_overdue(state, oldest):",
+        "if True:",
     ),
     Mutant(
         "the first pass is left out",

@@ -484,9 +484,8 @@ def test_many_vfms_with_rows_of_many_lengths_still_fill_their_batches() -> None:
     rng = random.Random(4)
     names = [f"v{i}" for i in range(92)]
     queue = queue_of(*names, max_batch_rows=64, cost=CostModel(alpha=5e-3, beta=2e-6, gamma=2e-5))
-    draw = lambda: round(2 ** rng.uniform(3, 8))  # noqa: E731
     for name in names:
-        queue.submit(rows(name, *(draw() for _ in range(20))), 0)
+        queue.submit(rows(name, *(round(2 ** rng.uniform(3, 8)) for _ in range(20))), 0)
     taken = 0
     for turn in range(20):
         taken += len(run(queue, turn).rows)
