@@ -307,3 +307,36 @@ def test_a_device_that_differs_from_its_fit_gets_another(tmp_path: Path) -> None
         assert abs(now.batch([3] * 4, 1) / now.batch([3], 1) - 1) < 0.2
     finally:
         host.dispatcher.stop()
+
+
+def test_what_the_meter_is_told(host: Host, engine: FakeEngine) -> None:
+    a, b = host.vfm("a", 1, weight=2), host.vfm("b", 2, max_queue_size=2)
+    engine.gate.clear()
+    running = host.request((a, 2))
+    assert engine.entered.acquire(timeout=5)
+    late = host.request((a, 1), (b, 2), deadline=time.monotonic())
+    assert isinstance(host.reply(late), DeadlineExceeded)
+    with pytest.raises(QueueFull):
+        host.request((a, 1), (b, 3))
+    assert counted(host, "fmplex_running_rows") == {"a": 2}
+    engine.gate.set()
+    host.reply(running)
+    engine.deaths += [dies_on(RunBatch)] * MAX_DEATHS
+    host.reply(host.request((b, 2)))
+    wait_for(lambda: engine.starts == 1 + MAX_DEATHS, 5, "a new engine")
+    assert counted(host, "fmplex_weight") == {"a": 2, "b": 1}
+    assert counted(host, "fmplex_rows_total", "served") == {"a": 2}
+    assert counted(host, "fmplex_rows_total", "expired") == {"a": 1, "b": 2}
+    assert counted(host, "fmplex_rows_total", "failed") == {"b": 2}
+    assert counted(host, "fmplex_rows_total", "cancelled") == {}, "rows that were never all queued count nothing"
+    assert counted(host, "fmplex_running_rows") == counted(host, "fmplex_queue_rows") == {}
+    assert counted(host, "fmplex_lost_batches_total") == {None: MAX_DEATHS}
+    host.dispatcher.remove_vfm("b")
+    assert counted(host, "fmplex_weight") == {"a": 2}
+
+
+def counted(host: Host, name: str, label: str = "") -> dict[str | None, float]:
+    """vFM → value, where it is not zero."""
+    samples = host.dispatcher.metrics().samples()
+    found = [(vfm, value) for s, vfm, value in samples if s.name == name and "".join(s.labels.values()) == label]
+    return {vfm: value for vfm, value in found if value}
