@@ -12,7 +12,7 @@ from fmplex_tools.bench.fair.meters import BATCH_ROWS, ROWS, read
 from fmplex_tools.bench.fair.streams import EXPIRED, FAILED, OK, REFUSED, Stream, latencies
 
 LIGHT = (HEAD, LORA)
-LIGHT_LOAD = 0.25
+LIGHT_LOAD = 0.15
 """Of its fair share, what a light vFM asks for."""
 FLOOD = 10.0
 """Times the capacity."""

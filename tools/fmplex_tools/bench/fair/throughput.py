@@ -9,7 +9,7 @@ from fmplex_tools.bench.fair.bench import FLOODER, FM, HEAD, LORA, VFMS, Bench, 
 
 LENGTHS = {"equal lengths": (16,), "mixed lengths": (8, 16, 24, 32, 40)}
 LOADED = (HEAD, LORA, FLOODER)
-PAIRS = 4
+PAIRS = 5
 GOAL = 0.97
 OTHER_POLICY = "fifo"
 
