@@ -9,8 +9,8 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from fmplex_backend.errors import FMplexError
+from fmplex_backend.host.counts import Series
 from fmplex_backend.host.host import FMHost
-from fmplex_backend.host.metrics import Series
 from fmplex_backend.host.publishing import Publisher
 from fmplex_backend.host.requests import Ask, Reply
 from fmplex_backend.repository.config import FMSettings

@@ -17,10 +17,11 @@ from fmplex_backend.backbones.source import cache_dir
 from fmplex_backend.encoders.text import TextEncoder
 from fmplex_backend.errors import EngineFailure, FMplexError
 from fmplex_backend.host.calibration import MEASURE_SECONDS, Fit, Key, obtain
+from fmplex_backend.host.counts import outcome_of
 from fmplex_backend.host.dispatcher import Dispatcher
 from fmplex_backend.host.engine_process import EngineProcess
 from fmplex_backend.host.intake import Intake, is_status
-from fmplex_backend.host.metrics import Snapshot, outcome_of
+from fmplex_backend.host.metrics import Snapshot
 from fmplex_backend.host.registry import Registry
 from fmplex_backend.host.requests import Ask, Pending, Reply
 from fmplex_backend.owned_folder import OwnedFolder

@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from fmplex_backend.host.metrics import FM_SERIES, VFM_SERIES, Series, Snapshot
+from fmplex_backend.host.counts import FM_SERIES, VFM_SERIES, Series
+from fmplex_backend.host.metrics import Snapshot
 
 INTERVAL = 1.0
 DUTY = 0.1

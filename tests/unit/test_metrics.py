@@ -13,16 +13,8 @@ from support.live import wait_for
 
 from fmplex_backend.errors import DeadlineExceeded, EngineFailure, FMplexError, InvalidInput, Unavailable
 from fmplex_backend.host import publishing
-from fmplex_backend.host.metrics import (
-    FM_SERIES,
-    LATENCY_EDGES,
-    VFM_SERIES,
-    Histogram,
-    Meter,
-    Series,
-    Snapshot,
-    outcome_of,
-)
+from fmplex_backend.host.counts import FM_SERIES, LATENCY_EDGES, VFM_SERIES, Histogram, Series, outcome_of
+from fmplex_backend.host.metrics import Meter, Snapshot
 from fmplex_backend.host.publishing import Publisher
 from fmplex_backend.scheduling.cost import CostModel
 from fmplex_backend.scheduling.fair import BatchFairQueue

@@ -15,7 +15,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from fmplex_backend.errors import FMplexError, InvalidInput, Unavailable
-from fmplex_backend.host.metrics import FM_SERIES, VFM_SERIES, Meter
+from fmplex_backend.host.counts import FM_SERIES, VFM_SERIES
+from fmplex_backend.host.metrics import Meter
 from fmplex_tools import top_cli
 from fmplex_tools.top.figures import FmFigures, fm_figures, quantile
 from fmplex_tools.top.scrape import parse, scrape
