@@ -6,6 +6,7 @@ for an engine, replying and reading files happen outside. Each engine has a thre
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -185,6 +186,14 @@ class Dispatcher:
         return futures
 
     # ---- rows ----
+
+    def check(self, vfms: Iterable[str], rows: int) -> None:
+        """Raise `Rejected` where so many rows of each of ``vfms`` would be refused now, before work is done on them."""
+        now = time.monotonic()
+        with self._lock:
+            for vfm in vfms:
+                with contextlib.suppress(KeyError):  # removed since it was routed: `submit` sees to that
+                    self._queue.check(vfm, rows, now)
 
     def submit(self, request: Pending, rows: Sequence[list[Row]]) -> bool:
         """Queue a request's rows, one list a member, all or none; False where a generation was retired meanwhile.

@@ -48,6 +48,7 @@ class FMHost:
         self._repository = repository
         self._log = log
         self.settings = settings or fm_settings(repository / fm)
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one request must not take every core from the engine
         # In the cache and not in /tmp, where a cleaner may take what an engine needs days later.
         self._work_dir = OwnedFolder(cache_dir() / "run", fm)
         engines = [EngineProcess(device, self.settings) for device in self.settings.engines.split(",")]

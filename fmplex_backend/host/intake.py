@@ -44,6 +44,7 @@ class Intake:
         vfms = [serving.generation.vfm for _, serving, _ in parts]
         count = max((len(array) for array in request.ask.inputs.values()), default=0)
         try:
+            self._dispatcher.check(vfms, count)
             return self._dispatcher.submit(request, [self._rows(request, *part) for part in parts])
         except InvalidInput:
             self._meter.refused(vfms, count, "invalid")

@@ -21,6 +21,7 @@ from fmplex_backend.scheduling.interface import (
     Queue,
     QueueFull,
     RateExceeded,
+    Rejected,
     Row,
     Share,
     VfmPolicy,
@@ -117,10 +118,8 @@ class PolicyQueue(Queue, Generic[StateT]):
     def _change(self, state: StateT, policy: VfmPolicy, now: float) -> None:
         if state.waiting:
             self._weight += policy.weight - state.policy.weight
-        tokens = self._tokens(state, now)
-        was_limited = state.policy.rate is not None
+        state.tokens, state.tokens_at = min(self._tokens(state, now), float(policy.burst)), now
         state.policy = policy
-        state.tokens, state.tokens_at = min(tokens, policy.burst) if was_limited else float(policy.burst), now
         self._policy_changed(state)
 
     def remove_vfm(self, vfm: str) -> None:
@@ -145,15 +144,20 @@ class PolicyQueue(Queue, Generic[StateT]):
 
     # ---- rows in ----
 
+    def check(self, vfm: str, rows: int, now: float) -> None:
+        """See `Queue`."""
+        self._check(self._known(vfm), rows, now)
+
     def submit(self, rows: list[Row], now: float) -> None:
         """See `Queue`."""
         state = self._known(rows[0].vfm)
         try:
-            self._admit(state, len(rows), now)
-        except (QueueFull, RateExceeded):
+            self._check(state, len(rows), now)
+        except Rejected:
             for row in rows:
                 row.state = "rejected"
             raise
+        state.tokens, state.tokens_at = self._tokens(state, now) - len(rows), now
         objective = state.policy.latency_slo
         for row in rows:
             self._arrivals += 1
@@ -182,7 +186,7 @@ class PolicyQueue(Queue, Generic[StateT]):
         if not self._waiting:
             self._weight = 0.0  # sheds what additions and subtractions have rounded
 
-    def _admit(self, state: StateT, rows: int, now: float) -> None:
+    def _check(self, state: StateT, rows: int, now: float) -> None:
         policy = state.policy
         if (over := state.waiting + rows - policy.max_queue_size) > 0:
             raise QueueFull(state.name, rows, state.waiting, policy.max_queue_size, self._until_room(state, over))
@@ -191,12 +195,12 @@ class PolicyQueue(Queue, Generic[StateT]):
             if rows > tokens + 1e-9:  # a caller that waits as told must find what rounding took
                 wait = (rows - tokens) / policy.rate
                 raise RateExceeded(state.name, rows, policy.rate, policy.burst, wait)
-            state.tokens, state.tokens_at = tokens - rows, now
 
     def _tokens(self, state: StateT, now: float) -> float:
+        """What of its rate limit it may use now."""
         rate = state.policy.rate
         if rate is None:
-            return state.tokens
+            return math.inf
         return min(float(state.policy.burst), state.tokens + max(0.0, now - state.tokens_at) * rate)
 
     def _until_room(self, state: StateT, rows: int) -> float:

@@ -142,6 +142,10 @@ class Queue(ABC):
         """Predict and charge by another cost model from the next decision on."""
 
     @abstractmethod
+    def check(self, vfm: str, rows: int, now: float) -> None:
+        """Raise what `submit` would raise for so many rows; changes nothing. For who would refuse before working."""
+
+    @abstractmethod
     def submit(self, rows: list[Row], now: float) -> None:
         """Take the rows of one request of one vFM, all or none. Raises `Rejected`, and KeyError for an unknown vFM."""
 

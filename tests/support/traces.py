@@ -13,6 +13,8 @@ import random
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
+import pytest
+
 from fmplex_backend.scheduling.base import TRUST_SECONDS
 from fmplex_backend.scheduling.cost import CostModel
 from fmplex_backend.scheduling.fair import BatchFairQueue, Tuning
@@ -121,13 +123,19 @@ class World:
         self.rows += rows
         tag, v = self.queue.tag(name), self.queue.virtual_time
         wakes = not vfm.waiting and vfm.room
+        full = len(vfm.waiting) + len(rows) > vfm.policy.max_queue_size
+        if full:
+            with pytest.raises(Rejected):
+                self.queue.check(name, len(rows), self.now)
+        else:
+            self.queue.check(name, len(rows), self.now)
         try:
             self.queue.submit(rows, self.now)
         except Rejected:
             assert {row.state for row in rows} == {"rejected"}
-            assert len(vfm.waiting) + len(rows) > vfm.policy.max_queue_size
+            assert full
             return rows
-        assert len(vfm.waiting) + len(rows) <= vfm.policy.max_queue_size
+        assert not full
         if not vfm.backlogged and any(other.backlogged for other in self.vfms.values()):
             self.lively_at = self.now
         vfm.waiting += rows

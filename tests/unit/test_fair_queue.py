@@ -375,7 +375,11 @@ def test_full_queue_says_how_long_to_wait() -> None:
 
 def test_rate_limit_with_burst() -> None:
     queue = queue_of("a", a=VfmPolicy(rate=10.0, burst=5))
+    for _ in range(10):
+        queue.check("a", 5, 0)  # asking costs nothing
     queue.submit(rows("a", *[16] * 5), 0)
+    with pytest.raises(RateExceeded):
+        queue.check("a", 2, 0.1)
     with pytest.raises(RateExceeded) as caught:
         queue.submit(rows("a", 16, 16), 0.1)
     assert caught.value.wait == pytest.approx(0.1)
