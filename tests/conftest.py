@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from hypothesis import settings
 from support.live import LiveServer, serve
 from support.recipes import RECIPES, write_vfm
 from support.tiny import make_tiny_bert
@@ -19,6 +20,8 @@ from fmplex_tools.demo import ensure_demo
 from fmplex_tools.packages import fetch_package
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+settings.register_profile("no deadline", deadline=None)  # a busy machine is no reason to fail
+settings.load_profile("no deadline")
 transformers.logging.set_verbosity_error()  # it reports at length that a random head is random
 transformers.logging.disable_progress_bar()
 torch.set_num_threads(1)  # references are small, and the server under test wants the cores

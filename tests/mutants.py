@@ -170,8 +170,8 @@ MUTANTS = (
     Mutant(
         "objectives have no floor",
         "fair",
-        "return cap if objective is None else min(cap, max(CAP_FLOOR * launch, objective / 2))",
-        "return cap if objective is None else min(cap, objective / 2)",
+        "return cap if objective is None else min(cap, max(CAP_FLOOR * launch, OBJECTIVE_PART * objective))",
+        "return cap if objective is None else min(cap, OBJECTIVE_PART * objective)",
     ),
     Mutant(
         "objectives of the idle bound batches for ever",

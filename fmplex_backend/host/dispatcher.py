@@ -16,8 +16,9 @@ from dataclasses import replace
 from typing import Any
 
 from fmplex_backend.backbones.facts import BackboneFacts
+from fmplex_backend.calibration.fit import Fit
+from fmplex_backend.calibration.learner import Learner
 from fmplex_backend.errors import DeadlineExceeded, EngineFailure, FMplexError, Unavailable
-from fmplex_backend.host.calibration import Fit, Learner
 from fmplex_backend.host.engine_process import EngineDied, EngineProcess
 from fmplex_backend.host.generations import Generation
 from fmplex_backend.host.lane import MAX_DEATHS, Command, Lane

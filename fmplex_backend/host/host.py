@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from fmplex_backend.backbones.source import cache_dir
+from fmplex_backend.calibration.fit import Fit
+from fmplex_backend.calibration.kept import Key, obtain
 from fmplex_backend.encoders.text import TextEncoder
 from fmplex_backend.errors import EngineFailure, FMplexError
-from fmplex_backend.host.calibration import MEASURE_SECONDS, Fit, Key, obtain
 from fmplex_backend.host.counts import outcome_of
 from fmplex_backend.host.dispatcher import Dispatcher
 from fmplex_backend.host.engine_process import EngineProcess
@@ -83,7 +84,7 @@ class FMHost:
         key = Key.of(self.facts.fingerprint, self._dispatcher.device, self.settings.dtype, rows)
         try:
             return obtain(
-                cache_dir() / "costs", key, lambda: self._dispatcher.measure(rows, MEASURE_SECONDS), self._log
+                cache_dir() / "costs", key, lambda seconds: self._dispatcher.measure(rows, seconds), self._log
             )
         except FMplexError as error:
             self._log(f"what batches cost cannot be measured, starting from a guess: {error}")

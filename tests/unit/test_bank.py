@@ -55,7 +55,7 @@ for _key, _adapter in ADAPTERS.items():
     _BANK.load(_key, _adapter)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     keys=st.lists(st.none() | st.sampled_from(sorted(ADAPTERS)), min_size=1, max_size=9),
     tokens=st.none() | st.integers(1, 5),

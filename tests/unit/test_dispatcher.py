@@ -15,8 +15,8 @@ import pytest
 from support.fake_engine import FakeEngine, answer_all, dies_on
 from support.live import wait_for
 
+from fmplex_backend.calibration.fit import Fit
 from fmplex_backend.errors import DeadlineExceeded, EngineFailure, FMplexError, Unavailable
-from fmplex_backend.host.calibration import Fit
 from fmplex_backend.host.dispatcher import Dispatcher
 from fmplex_backend.host.generations import Generation
 from fmplex_backend.host.lane import MAX_DEATHS

@@ -239,7 +239,7 @@ class QueueMachine(RuleBasedStateMachine):
 
 def _machine(name: PolicyName) -> type[Any]:
     machine = type(f"{name.title()}Machine", (QueueMachine,), {"policy": name})
-    machine.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)  # type: ignore[attr-defined]
+    machine.TestCase.settings = settings(max_examples=100, stateful_step_count=30)  # type: ignore[attr-defined]
     return machine.TestCase  # type: ignore[attr-defined, no-any-return]
 
 
@@ -385,7 +385,7 @@ def test_a_hiccup_is_nobodys_use(queue: PolicyQueue[Any]) -> None:
     burst=st.integers(1, 6),
     asks=st.lists(st.tuples(st.floats(0, 1), st.integers(1, 7)), min_size=1, max_size=30),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rate_limit(policy: PolicyName, rate: float, burst: int, asks: list[tuple[float, int]]) -> None:
     """No window of time has more rows than burst + rate · its length; who is refused may come after ``wait``."""
     queue = make_queue(policy, MAX_BATCH, COST)

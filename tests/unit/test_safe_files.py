@@ -111,7 +111,7 @@ def test_integers_are_no_weights(root: Path) -> None:
         read_tensors(root / "w.safetensors", root)
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damage=st.binary(max_size=40), at=st.integers(0, 200), cut=st.integers(0, 200))
 def test_damaged_safetensors_are_read_whole_or_refused(root: Path, damage: bytes, at: int, cut: int) -> None:
     path = root / "w.safetensors"

@@ -29,7 +29,7 @@ def tokenizer(tiny_backbone: Path) -> Any:
     return AutoTokenizer.from_pretrained(tiny_backbone)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=WORDS, pair=st.none() | WORDS, limit=st.none() | st.integers(4, 64))
 def test_same_tokens_as_transformers(
     encoder: TextEncoder, tokenizer: Any, text: str, pair: str | None, limit: int | None
