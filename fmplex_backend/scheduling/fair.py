@@ -16,7 +16,7 @@ Rules
    the order of v alone, rows of many lengths would use up the padding that a batch may waste while it is small.
 4. **What fits.** The first row always does. Others fit if the batch keeps within its rows and vFMs, wastes at most
    ρ·α on padding, costs at most ``cap``, and makes no row in it late.
-   cap = min(c_cap·kα, max(1.5·kα, 0.4 of the tightest latency objective of the vFMs that were active lately)). c_cap is
+   cap = min(c_cap·kα, max(1.5·kα, a third of the tightest latency objective of the vFMs that were active lately)). c_cap is
    32 (a launch is 3 % of such a batch), and 12 while vFMs come and go next to others that wait: a row that comes waits
    for the batch that runs.
 5. **Order within a vFM** is by arrival, but for lengths and deadlines; a row is passed over by younger rows of its vFM
@@ -68,8 +68,8 @@ all first."""
 URGENT_BATCHES = 2.0
 ACTIVE_SECONDS = 1.0
 """A vFM that had a row within this time is active: its latency objective bounds the batches."""
-OBJECTIVE_PART = 0.4
-"""A row may have to wait for a batch before its own: two of these, and a fifth for what is not device time."""
+OBJECTIVE_PART = 1 / 3
+"""A row may have to wait for a batch before its own: two thirds, and one for noise and what is not device time."""
 CAP_FLOOR = 1.5
 """No objective presses a batch below this many launches: throughput would collapse."""
 

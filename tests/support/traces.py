@@ -264,7 +264,7 @@ class World:
         ]
         lively = self.now - self.lively_at <= 1.0
         cap = (self.tuning.c_cap_lively if lively else self.tuning.c_cap) * launch
-        return cap if not objectives else min(cap, max(1.5 * launch, 0.4 * min(objectives)))
+        return cap if not objectives else min(cap, max(1.5 * launch, min(objectives) / 3))
 
     def _check_batch(self, batch: Batch, cap: float) -> None:
         cost, k, rows = self.queue.cost, self.queue.k, batch.rows

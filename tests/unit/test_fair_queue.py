@@ -182,7 +182,7 @@ def test_debt_is_kept_over_a_short_pause() -> None:
 
 
 def test_an_objective_puts_rows_first_and_bounds_the_batches() -> None:
-    policy = VfmPolicy(max_queue_size=10_000, latency_slo=0.04)
+    policy = VfmPolicy(max_queue_size=10_000, latency_slo=0.06)
     queue = queue_of("flood", "light", light=policy, max_batch_rows=64)
     queue.submit(rows("flood", *[50] * 500), 0)
     for turn in range(5):
@@ -190,9 +190,9 @@ def test_an_objective_puts_rows_first_and_bounds_the_batches() -> None:
     queue.submit(rows("light", 20), 10.0)
     batch = batch_of(queue, 10.0)
     assert batch.rows[0].vfm == "light"
-    assert batch.predicted <= 0.016 + 1e-9, "0.4 of the objective"
+    assert batch.predicted <= 0.02 + 1e-9, "a third of the objective"
     queue.complete(batch, batch.predicted, 10.1)
-    assert batch_of(queue, 10.2).predicted <= 0.016 + 1e-9, "still, while it is active"
+    assert batch_of(queue, 10.2).predicted <= 0.02 + 1e-9, "still, while it is active"
     long_after = batch_of(queue, 30.0)
     assert long_after.predicted > 0.02
 
