@@ -16,9 +16,9 @@ Rules
    the order of v alone, rows of many lengths would use up the padding that a batch may waste while it is small.
 4. **What fits.** The first row always does. Others fit if the batch keeps within its rows and vFMs, wastes at most
    ρ·α on padding, costs at most ``cap``, and makes no row in it late.
-   cap = min(c_cap·kα, max(1.5·kα, a third of the tightest latency objective of the vFMs that were active lately)). c_cap is
-   32 (a launch is 3 % of such a batch), and 12 while vFMs come and go next to others that wait: a row that comes waits
-   for the batch that runs.
+   cap = min(c_cap·kα, max(1.5·kα, a third of the tightest latency objective of the vFMs active lately)). c_cap is 32
+   (a launch is 3 % of such a batch), and 12 while vFMs come and go next to others that wait, since a row that comes
+   has to wait for the batch that runs.
 5. **Order within a vFM** is by arrival, but for lengths and deadlines; a row is passed over by younger rows of its vFM
    in at most ``max_bypass`` batches, after that only the oldest row of its vFM may be taken.
 6. **Charges.** A row that is taken costs its vFM ψ = k·(α/min(b_max, rows waiting) + u + γ if it is the vFM's first),
