@@ -352,4 +352,7 @@ class Dispatcher:
 
 def _too_late(row: Row, now: float) -> DeadlineExceeded:
     waited = (now - row.submitted) * 1e3
-    return DeadlineExceeded(f"vFM {row.vfm!r}: the deadline passed after {waited:.0f} ms in the queue; it was not run")
+    what = "the deadline passed"
+    if row.deadline is not None and now < row.deadline:
+        what = f"the deadline is in {(row.deadline - now) * 1e3:.0f} ms and cannot be met any more,"
+    return DeadlineExceeded(f"vFM {row.vfm!r}: {what} after {waited:.0f} ms in the queue; it was not run")

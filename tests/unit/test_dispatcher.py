@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -219,6 +220,29 @@ def test_deadline_passes_in_the_queue(host: Host, engine: FakeEngine) -> None:
     assert values(host.reply(running)) == {"port1.vector": [1]}
     assert sum(len(batch.rows) for batch in engine.batches) == 1, "no forward pass was spent on it"
     assert a.rows == 0
+
+
+def test_deadlines_are_answered_while_the_engine_is_busy(host: Host, engine: FakeEngine) -> None:
+    a = host.vfm("a", 1)
+    engine.gate.clear()
+    running = host.request((a, 1))
+    assert engine.entered.acquire(timeout=5)
+    later = host.request((a, 1), deadline=time.monotonic() + 0.1)
+    sooner = host.request((a, 1), deadline=time.monotonic() + 0.02)
+    for late in (sooner, later):
+        assert isinstance(host.reply(late), DeadlineExceeded)
+    assert running not in host.replies, "the engine was never free"
+    engine.gate.set()
+    host.reply(running)
+
+
+def test_a_deadline_that_cannot_be_met_is_said_to_be_that(host: Host, engine: FakeEngine) -> None:
+    a = host.vfm("a", 1)
+    host.reply(host.request((a, 1)))  # something was measured lately, so predictions are believed
+    host.dispatcher.use_fit(Fit(CostModel(alpha=10.0, beta=0.0), 0.0, ()))
+    reply = host.reply(host.request((a, 1), deadline=time.monotonic() + 5))
+    assert re.search(r"vFM 'a': the deadline is in [45]\d+ ms and cannot be met any more, after", str(reply))
+    assert len(engine.batches) == 1
 
 
 def test_a_full_queue_takes_all_rows_or_none(host: Host, engine: FakeEngine) -> None:

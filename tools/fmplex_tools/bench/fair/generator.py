@@ -123,7 +123,7 @@ class Generator:
 
     def _outcome(self, index: int, error: Any) -> int:
         message = error.details() or ""
-        if "the deadline passed" in message:
+        if "deadline" in message:
             return EXPIRED
         if error.code() == grpc.StatusCode.UNAVAILABLE and "retry in" in message:
             return REFUSED
