@@ -504,3 +504,23 @@ def test_batches_are_shorter_while_vfms_come_and_go() -> None:
     queue.submit(rows("light", 16), 0.5)
     assert 11 * launch < batch_of(queue, 0.6).predicted <= 12 * launch
     assert 31 * launch < batch_of(queue, 2.0).predicted
+
+
+def test_a_row_that_is_nearly_due_goes_before_the_least_v_but_only_within_t() -> None:
+    queue = queue_of("a", "b", max_batch_rows=1, b=VfmPolicy(latency_slo=0.02))
+    queue.submit(rows("b", 16), 0)
+    queue.submit(rows("a", *[16] * 5), 0)
+    assert [row.vfm for row in run(queue, 0).rows] == ["b"], "it was there first"
+    queue.submit(rows("b", 16, 16), 0.1)
+    assert queue.tag("a") < queue.tag("b") < queue.tag("a") + queue.tolerance
+    assert [row.vfm for row in run(queue, 0.1).rows] == ["b"], "nearly due, and not too far ahead"
+    assert queue.tag("b") > queue.tag("a") + queue.tolerance
+    assert [row.vfm for row in run(queue, 0.1).rows] == ["a"], "due or not, this one is too far ahead"
+
+
+def test_who_does_not_fit_is_passed_over_by_those_within_t() -> None:
+    queue = queue_of("first", "long", "last")
+    for name, size in (("first", 8), ("long", 500), ("last", 8)):
+        queue.submit(rows(name, size), 0)
+    assert run(queue, 0).shares.keys() == {"first", "last"}
+    assert run(queue, 0).shares.keys() == {"long"}
