@@ -524,3 +524,13 @@ def test_who_does_not_fit_is_passed_over_by_those_within_t() -> None:
         queue.submit(rows(name, size), 0)
     assert run(queue, 0).shares.keys() == {"first", "last"}
     assert run(queue, 0).shares.keys() == {"long"}
+
+
+def test_edits_of_a_backlogged_vfm_leave_nothing_in_the_heap() -> None:
+    queue = queue_of("a", "b")
+    for name in "ab":
+        queue.submit(rows(name, *[16] * 5), 0)
+    for turn in range(1000):
+        queue.change_vfm("b", VfmPolicy(weight=1 + turn % 3, latency_slo=0.1 + turn), turn)
+    assert len(queue._least) < 100
+    assert len(queue._objectives) < 100
