@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,7 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(str(error)) from None
         self._publisher = Publisher(name, self._host.metrics, _metric_family, _log)
         self._publisher.start()
+        threading.Thread(target=_end_with, args=(os.getppid(),), name="orphan", daemon=True).start()
 
     def execute(self, requests: list[Any]) -> None:
         """Take the requests and return at once; replies are sent later, from other threads.
@@ -66,6 +70,16 @@ class TritonPythonModel:
         """Stop the host; joins every thread and process."""
         self._publisher.stop()
         self._host.stop()
+
+
+def _end_with(server: int) -> None:
+    """End this process when tritonserver has died: what waits for an answer of it, as metrics do, waits for ever.
+
+    The engines end with their host, and the next start clears its folder away.
+    """
+    while os.getppid() == server:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _settings(name: str, parameters: dict[str, dict[str, str]]) -> FMSettings:
