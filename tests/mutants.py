@@ -116,8 +116,8 @@ MUTANTS = (
     Mutant(
         "urgent rows need not be near the least v",
         "fair",
-        "if top is None or not state.active or state.tag > top.tag + self.tolerance:",
-        "if top is None or not state.active:",
+        "if top is None or state not in self._least or state.tag > top.tag + self.tolerance:",
+        "if top is None or state not in self._least:",
     ),
     Mutant(
         "late rows stay urgent",
@@ -176,8 +176,8 @@ MUTANTS = (
     Mutant(
         "objectives of the idle bound batches for ever",
         "fair",
-        "if current and (state.waiting or now - state.asked_at <= ACTIVE_SECONDS):",
-        "if current:",
+        "if state.waiting or now - state.asked_at <= ACTIVE_SECONDS:",
+        "if True:",
     ),
     Mutant(
         "rows are passed over without end",
@@ -223,14 +223,14 @@ MUTANTS = (
     ),
     Mutant(
         "the heap of virtual times only grows",
-        "fair",
-        "if len(self._least) > 2 * self._active + 64:",
+        "ranking",
+        "if len(self._heap) > 2 * len(self._newest) + 64:",
         "if False:",
     ),
     Mutant(
         "room to run again is not noticed",
         "fair",
-        "    def _room_again(self, state: FairState) -> None:\n        if not state.active:",
+        "    def _room_again(self, state: FairState) -> None:\n        if state not in self._least:",
         "    def _room_again(self, state: FairState) -> None:\n        if False:",
     ),
     Mutant(

@@ -10,6 +10,7 @@ import heapq
 import itertools
 import math
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -70,6 +71,12 @@ class Taken:
     tentative: float = 0.0
     largest: float = 0.0
     """The largest tentative charge of one row."""
+
+
+def in_line(rows: Iterable[Row]) -> deque[Row]:
+    """Those of ``rows`` that wait, each once, in order of arrival."""
+    waiting = {row.number: row for row in rows if row.state == "waiting"}
+    return deque(waiting[number] for number in sorted(waiting))
 
 
 StateT = TypeVar("StateT", bound=VfmState)

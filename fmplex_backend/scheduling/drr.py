@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable
 from itertools import islice
 
-from fmplex_backend.scheduling.base import PolicyQueue, Taken, VfmState
+from fmplex_backend.scheduling.base import PolicyQueue, Taken, VfmState, in_line
 from fmplex_backend.scheduling.cost import CostModel
 from fmplex_backend.scheduling.interface import Row, VfmPolicy
 
@@ -116,8 +116,7 @@ class DeficitRoundRobinQueue(PolicyQueue[DrrState]):
         self._room_again(state)
 
     def _returned(self, state: DrrState, rows: list[Row]) -> None:
-        back = {row.number: row for row in (*rows, *state.line) if row.state == "waiting"}
-        state.line = deque(back[number] for number in sorted(back))
+        state.line = in_line([*rows, *state.line])
 
     def _room_again(self, state: DrrState) -> None:
         if state.waiting and state.room and not state.listed:

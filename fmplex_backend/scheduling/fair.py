@@ -53,9 +53,10 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fmplex_backend.scheduling.base import PolicyQueue, Taken, VfmState
+from fmplex_backend.scheduling.base import PolicyQueue, Taken, VfmState, in_line
 from fmplex_backend.scheduling.cost import CostModel
 from fmplex_backend.scheduling.interface import Row, VfmPolicy
+from fmplex_backend.scheduling.ranking import Ranking
 
 LENGTH_EDGES = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
 """Upper ends of the length classes; the last class is open."""
@@ -96,18 +97,12 @@ class Tuning:
 class FairState(VfmState):
     """A vFM's virtual time and its rows by length class."""
 
-    __slots__ = ("active", "asked_at", "classes", "objective", "passes", "stale", "stamp", "tag", "youngest")
+    __slots__ = ("asked_at", "classes", "passes", "stale", "tag", "youngest")
 
     def __init__(self, name: str, policy: VfmPolicy, now: float, tag: float) -> None:
         super().__init__(name, policy, now)
         self.tag = tag
         """v: seconds of device time per weight."""
-        self.active = False
-        """Whether it is backlogged: has rows that wait, and room to run one."""
-        self.stamp = -1
-        """Of its one valid entry in the heap of virtual times."""
-        self.objective = -1
-        """Likewise in the heap of latency objectives; -1 where it has none there."""
         self.asked_at = -math.inf
         self.classes: dict[int, deque[Row]] = {}
         """Length class → rows in order of arrival. Rows that wait no more leave when they come to the front."""
@@ -185,13 +180,12 @@ class BatchFairQueue(PolicyQueue[FairState]):
         self.virtual_time = 0.0
         """V."""
         self._max_batch_vfms = max_batch_vfms or max_batch_rows
-        self._least: list[tuple[float, int, FairState]] = []
-        """Lazy heap of backlogged vFMs by v: an entry counts while its stamp is its vFM's."""
-        self._active = 0
+        self._least = Ranking[FairState]()
+        """The backlogged vFMs, which have rows that wait and room to run one, by v."""
         self._due: list[tuple[float, int, Row]] = []
         """Lazy heap of rows by the time they are due."""
-        self._objectives: list[tuple[float, int, FairState]] = []
-        """Lazy heap of vFMs by latency objective."""
+        self._objectives = Ranking[FairState]()
+        """vFMs that were active lately, by latency objective."""
         self._charged: set[FairState] = set()
         """Who was charged since everything was idle: nobody else can be ahead of V."""
         self._running = 0
@@ -242,8 +236,8 @@ class BatchFairQueue(PolicyQueue[FairState]):
             heapq.heappush(heap, entry)
 
     def _is_eligible(self, state: FairState, row: Row) -> bool:
-        top = self._top()
-        if top is None or not state.active or state.tag > top.tag + self.tolerance:
+        top = self._least.least()
+        if top is None or state not in self._least or state.tag > top.tag + self.tolerance:
             return False
         oldest = min(state.heads().values(), key=_arrival)
         return row is oldest or not self._is_overdue(state, oldest)
@@ -253,17 +247,16 @@ class BatchFairQueue(PolicyQueue[FairState]):
         held = math.inf
         aside: list[tuple[float, int, FairState]] = []
         while len(draft.rows) < self.max_batch_rows and len(aside) <= self.tuning.max_skip:
-            state = self._top()
+            state = self._least.least()
             if state is None or state.tag > held:
                 break
             row = self._next_row(draft, state, now, expired)
             if row is not None:
                 self._take_into(draft, state, row, now)
-            elif state.active:
-                aside.append(heapq.heappop(self._least))
+            elif state in self._least:
+                aside.append(self._least.set_aside())
                 held = min(held, state.tag + self.tolerance)
-        for entry in aside:
-            heapq.heappush(self._least, entry)
+        self._least.bring_back(aside)
 
     def _next_row(self, draft: _Draft, state: FairState, now: float, expired: list[Row]) -> Row | None:
         """The row that ``state`` gives, None where none fits. Rows found to be too late are expired (rule 8)."""
@@ -272,7 +265,7 @@ class BatchFairQueue(PolicyQueue[FairState]):
             if row.deadline is not None and self._too_late(row, now):
                 self._end_waiting(row, "expired")
                 expired.append(row)
-                return self._next_row(draft, state, now, expired) if state.active else None
+                return self._next_row(draft, state, now, expired) if state in self._least else None
         oldest = min(heads.values(), key=_arrival) if len(heads) > 1 else row
         if len(heads) == 1 or self._is_overdue(state, oldest):
             return oldest if self._fits(draft, state, oldest, now) else None
@@ -343,7 +336,7 @@ class BatchFairQueue(PolicyQueue[FairState]):
                 heapq.heappushpop(state.passes, state.youngest)
             state.youngest = 0
             state.sweep()
-        top = self._top()
+        top = self._least.least()
         reached = self._last_tag if top is None else min(self._last_tag, top.tag)
         self.virtual_time = max(self.virtual_time, reached)
 
@@ -360,32 +353,17 @@ class BatchFairQueue(PolicyQueue[FairState]):
 
     def _refresh(self, state: FairState) -> None:
         """Put ``state`` where it belongs in the heap of virtual times; rule 1 where it becomes backlogged."""
-        active = state.waiting > 0 and state.room
-        if active and not state.active:
+        if not (state.waiting and state.room):
+            self._least.remove(state)
+            return
+        if state not in self._least:
             state.tag = max(state.tag, self.virtual_time)
-        self._active += active - state.active
-        state.active = active
-        state.stamp = next(self._entries)
-        if active:
-            heapq.heappush(self._least, (state.tag, state.stamp, state))
-        if len(self._least) > 2 * self._active + 64:
-            self._least = [entry for entry in self._least if entry[1] == entry[2].stamp and entry[2].active]
-            heapq.heapify(self._least)
-
-    def _top(self) -> FairState | None:
-        """The backlogged vFM with the least v."""
-        heap = self._least
-        while heap:
-            _, stamp, state = heap[0]
-            if stamp == state.stamp and state.active:
-                return state
-            heapq.heappop(heap)
-        return None
+        self._least.put(state, state.tag)
 
     def _settle(self, state: FairState, seconds: float, weight: float | None = None) -> None:
         state.tag += seconds / (weight or state.policy.weight)
         self._charged.add(state)
-        if state.active:
+        if state in self._least:
             self._refresh(state)
 
     def _batch_ended(self) -> None:
@@ -401,30 +379,29 @@ class BatchFairQueue(PolicyQueue[FairState]):
 
     def _policy_changed(self, state: FairState) -> None:
         self._refresh(state)
-        state.objective = -1
+        self._objectives.remove(state)
         self._note_objective(state)
 
     def _forget_if_done(self, state: FairState) -> None:
         super()._forget_if_done(state)
         if state.name not in self._vfms:
             self._charged.discard(state)
-            state.objective = -1
+            self._objectives.remove(state)
 
     def _arrived(self, state: FairState, row: Row, now: float) -> None:
         state.classes.setdefault(_length_class(row), deque()).append(row)
         state.asked_at = now
         self._note_due(row)
         self._note_objective(state)
-        if not state.active:
-            if self._active:
+        if state not in self._least:
+            if self._least.least() is not None:
                 self._lively_at = now
             self._refresh(state)
 
     def _returned(self, state: FairState, rows: list[Row]) -> None:
         for index in {_length_class(row) for row in rows}:
-            line = [*state.classes.get(index, ()), *(row for row in rows if _length_class(row) == index)]
-            waiting = {row.number: row for row in line if row.state == "waiting"}
-            state.classes[index] = deque(waiting[number] for number in sorted(waiting))
+            line = state.classes.get(index, ())
+            state.classes[index] = in_line([*line, *(row for row in rows if _length_class(row) == index)])
         for row in rows:
             self._note_due(row)
 
@@ -435,7 +412,7 @@ class BatchFairQueue(PolicyQueue[FairState]):
             self._refresh(state)
 
     def _room_again(self, state: FairState) -> None:
-        if not state.active:
+        if state not in self._least:
             self._refresh(state)
 
     def _rows(self) -> Iterable[Row]:
@@ -448,25 +425,15 @@ class BatchFairQueue(PolicyQueue[FairState]):
 
     def _note_objective(self, state: FairState) -> None:
         objective = state.policy.latency_slo
-        if objective is None or state.objective >= 0:
-            return
-        state.objective = next(self._entries)
-        heapq.heappush(self._objectives, (objective, state.objective, state))
-        if len(self._objectives) > 2 * len(self._vfms) + 64:
-            self._objectives = [entry for entry in self._objectives if entry[1] == entry[2].objective]
-            heapq.heapify(self._objectives)
+        if objective is not None and state not in self._objectives:
+            self._objectives.put(state, objective)
 
     def _tightest_objective(self, now: float) -> float | None:
         """In seconds, of the vFMs that have rows or had some lately."""
-        heap = self._objectives
-        while heap:
-            objective, stamp, state = heap[0]
-            current = stamp == state.objective
-            if current and (state.waiting or now - state.asked_at <= ACTIVE_SECONDS):
-                return objective
-            if current:
-                state.objective = -1
-            heapq.heappop(heap)
+        while (state := self._objectives.least()) is not None:
+            if state.waiting or now - state.asked_at <= ACTIVE_SECONDS:
+                return state.policy.latency_slo
+            self._objectives.remove(state)
         return None
 
 

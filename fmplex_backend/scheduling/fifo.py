@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from fmplex_backend.scheduling.base import PolicyQueue, Taken, VfmState
+from fmplex_backend.scheduling.base import PolicyQueue, Taken, VfmState, in_line
 from fmplex_backend.scheduling.cost import CostModel
 from fmplex_backend.scheduling.interface import Row, VfmPolicy
 
@@ -25,8 +25,7 @@ class FifoQueue(PolicyQueue[VfmState]):
         self._line.append(row)
 
     def _returned(self, state: VfmState, rows: list[Row]) -> None:
-        back = {row.number: row for row in (*rows, *self._line) if row.state == "waiting"}
-        self._line = deque(back[number] for number in sorted(back))
+        self._line = in_line([*rows, *self._line])
 
     def _choose(self, now: float, taken: dict[VfmState, Taken], expired: list[Row]) -> list[Row]:
         rows: list[Row] = []

@@ -8,19 +8,19 @@ and launches cost the device.
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from collections.abc import Iterable
 
-from fmplex_backend.scheduling.base import PolicyQueue, Taken, VfmState
+from fmplex_backend.scheduling.base import PolicyQueue, Taken, VfmState, in_line
 from fmplex_backend.scheduling.cost import CostModel
 from fmplex_backend.scheduling.interface import Row, VfmPolicy
+from fmplex_backend.scheduling.ranking import Ranking
 
 
 class VtcState(VfmState):
     """A vFM's line and counter."""
 
-    __slots__ = ("active", "counter", "line", "stamp")
+    __slots__ = ("counter", "line")
 
     def __init__(self, name: str, policy: VfmPolicy, now: float) -> None:
         super().__init__(name, policy, now)
@@ -28,10 +28,6 @@ class VtcState(VfmState):
         """In order of arrival. Rows that wait no more leave when they come to the front."""
         self.counter = 0.0
         """Tokens served, per weight."""
-        self.active = False
-        """Whether it has rows that wait, and room to run one."""
-        self.stamp = -1
-        """Of its one valid entry in the heap of counters."""
 
 
 class TokenCounterQueue(PolicyQueue[VtcState]):
@@ -40,9 +36,8 @@ class TokenCounterQueue(PolicyQueue[VtcState]):
     def __init__(self, max_batch_rows: int, cost: CostModel) -> None:
         """See `PolicyQueue`."""
         super().__init__(max_batch_rows, cost)
-        self._least: list[tuple[float, int, VtcState]] = []
-        """Lazy heap of active vFMs by counter: an entry counts while its stamp is its vFM's."""
-        self._active = 0
+        self._least = Ranking[VtcState]()
+        """The active vFMs, which have rows that wait and room to run one, by counter."""
         self._last_counter = 0.0
         """Of the vFM that was active last."""
 
@@ -52,7 +47,7 @@ class TokenCounterQueue(PolicyQueue[VtcState]):
 
     def _choose(self, now: float, taken: dict[VtcState, Taken], expired: list[Row]) -> list[Row]:
         rows: list[Row] = []
-        while len(rows) < self.max_batch_rows and (state := self._top()) is not None:
+        while len(rows) < self.max_batch_rows and (state := self._least.least()) is not None:
             row = state.line.popleft()
             if row.state != "waiting":
                 continue
@@ -62,32 +57,18 @@ class TokenCounterQueue(PolicyQueue[VtcState]):
             rows.append(row)
         return rows
 
-    def _top(self) -> VtcState | None:
-        """The active vFM with the least counter."""
-        heap = self._least
-        while heap:
-            _, stamp, state = heap[0]
-            if stamp == state.stamp and state.active:
-                return state
-            heapq.heappop(heap)
-        return None
-
     def _refresh(self, state: VtcState, lift: bool = True) -> None:
         """Put ``state`` where it belongs in the heap; ``lift`` its counter where it wakes up."""
-        active = state.waiting > 0 and state.room
-        if lift and active and not state.active:
-            top = self._top()
+        was_active = state in self._least
+        if not (state.waiting and state.room):
+            if was_active:
+                self._last_counter = state.counter
+            self._least.remove(state)
+            return
+        if lift and not was_active:
+            top = self._least.least()
             state.counter = max(state.counter, self._last_counter if top is None else top.counter)
-        elif state.active and not active:
-            self._last_counter = state.counter
-        self._active += active - state.active
-        state.active = active
-        state.stamp = next(self._entries)
-        if active:
-            heapq.heappush(self._least, (state.counter, state.stamp, state))
-        if len(self._least) > 2 * self._active + 64:
-            self._least = [entry for entry in self._least if entry[1] == entry[2].stamp and entry[2].active]
-            heapq.heapify(self._least)
+        self._least.put(state, state.counter)
 
     # ---- vFMs and rows ----
 
@@ -99,8 +80,7 @@ class TokenCounterQueue(PolicyQueue[VtcState]):
         self._room_again(state)
 
     def _returned(self, state: VtcState, rows: list[Row]) -> None:
-        back = {row.number: row for row in (*rows, *state.line) if row.state == "waiting"}
-        state.line = deque(back[number] for number in sorted(back))
+        state.line = in_line([*rows, *state.line])
         state.counter -= sum(row.size for row in rows) / state.policy.weight
         self._refresh(state, lift=False)  # it was not idle
 
@@ -109,7 +89,7 @@ class TokenCounterQueue(PolicyQueue[VtcState]):
             self._refresh(state)
 
     def _room_again(self, state: VtcState) -> None:
-        if not state.active:
+        if state not in self._least:
             self._refresh(state)
 
     def _policy_changed(self, state: VtcState) -> None:
