@@ -110,6 +110,11 @@ class AdapterBank:
         for place, slot in self._slots.pop(key).items():
             self._stacks[place].drop(slot)
 
+    def close(self) -> None:
+        """Take every hook off the model, which may go on without this bank."""
+        for hook in self._hooks.values():
+            hook.remove()
+
     @contextmanager
     def batch(self, keys: list[int | None]) -> Iterator[None]:
         """Apply, within the block, the adapter under ``keys[i]`` to row i; None is the bare backbone."""

@@ -31,9 +31,12 @@ class Fit:
 
     def __str__(self) -> str:
         cost = self.cost
+        quality = (
+            f"mean error {self.error:.0%} over {len(self.points)} points" if self.points else "a guess, not measured"
+        )
         return (
             f"α {cost.alpha * 1e3:.3g} ms, β {cost.beta * 1e3:.3g} ms/token, γ {cost.gamma * 1e3:.3g} ms/vFM, "
-            f"δ {cost.delta * 1e6:.3g} µs/token²; mean error {self.error:.0%} over {len(self.points)} points"
+            f"δ {cost.delta * 1e6:.3g} µs/token²; {quality}"
         )
 
 

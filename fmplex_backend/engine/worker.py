@@ -86,8 +86,7 @@ class Worker:
 
     def close(self) -> None:
         """Take every hook off the backbone, which may go on without this worker."""
-        for hook in self._bank._hooks.values():
-            hook.remove()
+        self._bank.close()
 
     def run(self, message: RunBatch) -> BatchDone:
         """Run one batch. Every row is answered in exactly one group, with an answer or with an error."""

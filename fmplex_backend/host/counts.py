@@ -1,7 +1,7 @@
 """What is counted of a physical FM and of a vFM, and as which Prometheus series it is told.
 
-`FM_SERIES` and `VFM_SERIES` are the whole list. Counters only grow; a histogram is made of counters. A vFM takes about
-4 KB here, however much it has done.
+`FM_SERIES` and `VFM_SERIES` are the whole list. Counters only grow; a histogram is made of counters. A vFM takes at
+most 6 KB here, however much it has done.
 """
 
 from __future__ import annotations
