@@ -1,169 +1,322 @@
 """The adapter bank: adapters of many vFMs, applied to the rows of one batch together.
 
-Per touched layer the adapters are stacked, ``A [slots, in, r]`` and ``B [slots, r, out]``; each row of a batch picks
-its own by index, so a mixed batch is two batched products and not a loop over vFMs (Punica and S-LoRA do the same in
-CUDA kernels). A layer's stack is split by rank class (powers of two), so that a large rank does not make small ones
-pay, and grows with what is loaded. A layer that no row of the batch touches costs nothing: its hook has no work.
+1. An adapter in the bank has a **slot**, and a batch's rows pick theirs by index: a mixed batch is two batched products
+   a layer, not a loop over vFMs (Punica and S-LoRA do the same in CUDA kernels). Slot 0 is the bare backbone.
+2. Tensors that go to the same place are stacked, by rank class (powers of two), so that a large rank does not make
+   small ones pay. A stack grows with what is loaded; place and slot give the row in it by a table.
+3. What a batch does not need costs nothing: a layer that none of its rows touches has no work, a batch without
+   adapters has none at all, and a batch with one adapter needs no gathering.
+4. A slot is stamped with whose adapter it holds: a row is computed only in a slot with its own stamp. Slots that are
+   given up are zeroed in every stack.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fmplex_backend.adapters.adapter import EMBEDDINGS, Adapter, Place
+from fmplex_backend.errors import FMplexError
 
-@dataclass(frozen=True)
-class AdapterTensors:
-    """One adapter on the engine's side; all fp32 on the CPU, B scaled (see `peft_checkpoint.LoraWeights`)."""
+_DENSE = 0.5
+"""Rows that lie so close together are taken as one slice, those between them with slot 0."""
 
-    a: Mapping[str, Tensor]
-    """Layer → [r, in]."""
-    b: Mapping[str, Tensor]
-    """Layer → [out, r]."""
-    bias_delta: Mapping[str, Tensor]
-    """Module → [size]: what is added to the module's output."""
 
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of all tensors in fp32."""
-        return sum(t.numel() * 4 for table in (self.a, self.b, self.bias_delta) for t in table.values())
+class Stamp(NamedTuple):
+    """Whose adapter a slot holds."""
+
+    generation: int
+    vfm: str
+    version: int
+
+
+class WrongSlot(FMplexError):
+    """A row's adapter is not where it should be; the row must not be computed."""
+
+    code = "INTERNAL"
 
 
 class _Stack:
-    """Equally shaped tensors of many adapters in one tensor [slots, …], grown by doubling; slot 0 stays zero."""
+    """Tensors of many adapters for one place: [entries, …], grown by doubling; entry 0 changes nothing."""
 
-    def __init__(self, shapes: list[tuple[int, ...]], dtype: torch.dtype, device: str) -> None:
+    def __init__(self, place: Place, shapes: list[tuple[int, ...]], slots: int, dtype: torch.dtype, device: str):
+        self.place = place
+        self._neutral = 1.0 if place.role in ("scale", "in_scale") else 0.0
         self.tensors = [torch.zeros((2, *shape), dtype=dtype, device=device) for shape in shapes]
-        self.free = [1]
+        for tensor in self.tensors:
+            tensor[0] = self._neutral
+        self.table = np.zeros(slots + 1, np.int64)
+        """Slot → entry."""
+        self.table_on_device = torch.zeros(slots + 1, dtype=torch.int64, device=device)
+        """The same, where a graph can read it."""
+        self._free = [1]
 
-    def put(self, values: list[Tensor]) -> int:
-        if not self.free:
+    def put(self, slot: int, values: Sequence[Tensor]) -> bool:
+        """Whether the stack had to grow for it."""
+        grows = not self._free
+        if grows:
             size = len(self.tensors[0])
             self.tensors = [torch.cat([t, torch.zeros_like(t)]) for t in self.tensors]
-            self.free = list(range(2 * size - 1, size - 1, -1))
-        slot = self.free.pop()
+            self._free = list(range(2 * size - 1, size - 1, -1))
+        entry = self._free.pop()
         for tensor, value in zip(self.tensors, values, strict=True):
-            target = tensor[slot]
-            target[tuple(slice(0, n) for n in value.shape)] = value.to(tensor.dtype)
-        return slot
+            tensor[entry][tuple(slice(0, n) for n in value.shape)].copy_(value, non_blocking=True)
+        self._enter(slot, entry)
+        return grows
+
+    def _enter(self, slot: int, entry: int) -> None:
+        self.table[slot] = entry
+        self.table_on_device[slot] = entry
 
     def drop(self, slot: int) -> None:
+        entry = int(self.table[slot])
+        self._enter(slot, 0)
         for tensor in self.tensors:
-            tensor[slot].zero_()  # a reused slot must not show what it held before
-        self.free.append(slot)
+            tensor[entry].zero_()  # a reused slot must not show what it held before
+        self._free.append(entry)
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What one layer has to add for one stack in the current batch."""
+    """What one stack has to do in the current batch."""
 
     stack: _Stack
-    rows: Tensor | None
-    """Rows concerned, or None for all of them."""
-    slots: Tensor
-    """Slot of each of these rows."""
+    rows: slice | Tensor
+    """Rows concerned: a slice of the batch, or their places in it."""
+    entries: Tensor
+    """Of each of these rows, its entry of the stack."""
     single: int | None
-    """The slot, where it is the same for all rows."""
+    """The entry, where it is the same for all of them."""
 
-
-def rank_class(rank: int) -> int:
-    """The width at which an adapter of ``rank`` is stored: the next power of two, at least 4."""
-    return max(4, 1 << (rank - 1).bit_length())
+    def gathered(self) -> list[Tensor]:
+        """Each row's own tensors: [rows, …]."""
+        return [tensor.index_select(0, self.entries) for tensor in self.stack.tensors]
 
 
 class AdapterBank:
-    """Adapters by key, and the hooks that add them to a model's layers. Not thread-safe."""
+    """Adapters by slot, and the hooks that apply them to a model's modules. Not thread-safe."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, device: str) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, device: str, slots: int) -> None:
+        """``slots``: most adapters in it at a time."""
         self._modules = dict(model.named_modules())
+        embeddings = getattr(model, "get_input_embeddings", None)
+        self._modules[EMBEDDINGS] = embeddings() if callable(embeddings) else model
         self._dtype, self._device = dtype, device
-        self._stacks: dict[tuple[str, int], _Stack] = {}
-        self._slots: dict[int, dict[tuple[str, int], int]] = {}
-        self._hooks: dict[str, Any] = {}
+        self.slots = slots
+        self._free = list(range(slots, 0, -1))
+        self._slots: dict[int, int] = {}
+        """Generation → slot."""
+        self._stamps: list[Stamp | None] = [None] * (slots + 1)
+        self._places: dict[int, list[Place]] = {}
+        self._stacks: dict[Place, _Stack] = {}
+        self._hooks: dict[tuple[str, bool], Any] = {}
         self._work: dict[str, list[_Work]] = {}
+        self._input_work: dict[str, list[_Work]] = {}
+        self.layout = 0
+        """Changes whenever a stack is new or lies elsewhere in memory."""
 
-    def load(self, key: int, adapter: AdapterTensors) -> None:
-        """Take an adapter under ``key``. A rank class of 0 is a layer's stack of biases."""
-        places = self._slots[key] = {}
-        for layer, a in adapter.a.items():
-            rank = rank_class(a.shape[0])
-            module = self._modules[layer]
-            shapes = [(module.in_features, rank), (rank, module.out_features)]
-            places[layer, rank] = self._put(layer, rank, shapes, [a.T, adapter.b[layer].T])  # type: ignore[arg-type]
-        for layer, delta in adapter.bias_delta.items():
-            places[layer, 0] = self._put(layer, 0, [tuple(delta.shape)], [delta])
+    # ---- slots ----
 
-    def _put(self, layer: str, rank: int, shapes: list[tuple[int, ...]], values: list[Tensor]) -> int:
-        if (layer, rank) not in self._stacks:
-            self._stacks[layer, rank] = _Stack(shapes, self._dtype, self._device)
-        if layer not in self._hooks:
-            self._hooks[layer] = self._modules[layer].register_forward_hook(self._hook_of(layer))
-        return self._stacks[layer, rank].put(values)
+    def __contains__(self, generation: int) -> bool:
+        return generation in self._slots
 
-    def drop(self, key: int) -> None:
-        """Forget the adapter under ``key``; its slots are zeroed."""
-        for place, slot in self._slots.pop(key).items():
+    @property
+    def free(self) -> int:
+        """Slots without an adapter."""
+        return len(self._free)
+
+    def put(self, stamp: Stamp, adapter: Adapter) -> None:
+        """Give an adapter a slot. Raises IndexError where none is free; what fails leaves nothing behind."""
+        slot = self._free.pop()
+        self._slots[stamp.generation] = slot
+        places = self._places[slot] = []
+        try:
+            for place, tensors in adapter.parts.items():
+                stack = self._stacks.get(place) or self._new_stack(place, tensors)
+                self.layout += stack.put(slot, tensors)
+                places.append(place)
+        except Exception:
+            self.drop(stamp.generation)
+            raise
+        self._stamps[slot] = stamp
+
+    def drop(self, generation: int) -> None:
+        """Give up a slot; it is zeroed. Nothing happens where the generation has none."""
+        slot = self._slots.pop(generation, None)
+        if slot is None:
+            return
+        self._stamps[slot] = None
+        for place in self._places.pop(slot):
             self._stacks[place].drop(slot)
+        self._free.append(slot)
+
+    def check(self, stamp: Stamp) -> None:
+        """Raise `WrongSlot` unless the adapter of exactly this stamp is in the bank, in a slot of its own."""
+        slot = self._slots.get(stamp.generation, 0)
+        if slot == 0 or self._stamps[slot] != stamp:
+            held = None if slot == 0 else self._stamps[slot]
+            raise WrongSlot(f"vFM {stamp.vfm!r}: the slot of its version {stamp.version} holds {held}; it was not run")
+
+    def _new_stack(self, place: Place, tensors: Sequence[Tensor]) -> _Stack:
+        shapes = [tuple(t.shape) for t in tensors]
+        if place.role == "low_rank":
+            (n_in, _), (_, n_out) = shapes
+            shapes = [(n_in, place.width), (place.width, n_out)]
+        stack = self._stacks[place] = _Stack(place, shapes, self.slots, self._dtype, self._device)
+        self.layout += 1
+        before = place.role == "in_scale"
+        if (place.module, before) not in self._hooks:
+            module = self._modules[place.module]
+            self._hooks[place.module, before] = (
+                module.register_forward_pre_hook(self._input_hook(place.module))
+                if before
+                else module.register_forward_hook(self._hook(place.module))
+            )
+        return stack
 
     def close(self) -> None:
         """Take every hook off the model, which may go on without this bank."""
         for hook in self._hooks.values():
             hook.remove()
 
+    # ---- batches ----
+
     @contextmanager
-    def batch(self, keys: list[int | None]) -> Iterator[None]:
-        """Apply, within the block, the adapter under ``keys[i]`` to row i; None is the bare backbone."""
-        self._work = self._plan(keys)
+    def batch(self, generations: Sequence[int | None]) -> Iterator[None]:
+        """Apply, within the block, the adapter of ``generations[i]`` to row i; None is the bare backbone.
+
+        Rows of one adapter, and adapters of one kind, should lie together: they are then taken as slices. Raises
+        KeyError for a generation that has no slot.
+        """
+        slots = np.array([0 if g is None else self._slots[g] for g in generations])
+        if slots.any():
+            self._plan(slots)
         try:
             yield
         finally:
-            self._work = {}
+            self._work, self._input_work = {}, {}
 
-    def _plan(self, keys: list[int | None]) -> dict[str, list[_Work]]:
-        members: dict[tuple[str, int], tuple[list[int], list[int]]] = {}
-        for row, key in enumerate(keys):
-            for place, slot in (self._slots[key] if key is not None else {}).items():
-                rows, slots = members.setdefault(place, ([], []))
-                rows.append(row)
-                slots.append(slot)
-        work: dict[str, list[_Work]] = {}
-        for (layer, rank), (rows, slots) in members.items():
-            index = None if len(rows) == len(keys) else torch.tensor(rows, device=self._device)
-            single = slots[0] if len(set(slots)) == 1 else None
-            chosen = torch.tensor(slots, device=self._device)
-            work.setdefault(layer, []).append(_Work(self._stacks[layer, rank], index, chosen, single))
-        return work
+    def slots_of(self, generations: Sequence[int | None]) -> Tensor:
+        """Of each row, its slot; int64 in host memory. Raises KeyError for a generation that has none."""
+        return torch.tensor([0 if g is None else self._slots[g] for g in generations])
 
-    def _hook_of(self, layer: str) -> Any:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            for work in self._work.get(layer, ()):
-                delta = _delta(work, args[0])
-                if work.rows is None:
-                    output += delta
-                else:
-                    output.index_add_(0, work.rows, delta)
-            return output
+    def has_prompt(self, generations: Sequence[int | None]) -> bool:
+        """Whether the adapter of any of these rows has a prompt, which `every_slot` does not apply."""
+        slots = {self._slots[g] for g in generations if g is not None}
+        return any(place.role == "prompt" for slot in slots for place in self._places[slot])
+
+    @contextmanager
+    def every_slot(self, slots: Tensor) -> Iterator[None]:
+        """Apply, within the block, whatever stands in ``slots`` [n], on the device, when it is computed.
+
+        All stacks work on all rows, so that a captured graph serves every mix; see `fmplex_backend.engine.graphs`.
+        """
+        for place, stack in self._stacks.items():
+            if place.role != "prompt":
+                table = self._input_work if place.role == "in_scale" else self._work
+                work = _Work(stack, slice(0, len(slots)), stack.table_on_device[slots], None)
+                table.setdefault(place.module, []).append(work)
+        self._scales_first()
+        try:
+            yield
+        finally:
+            self._work, self._input_work = {}, {}
+
+    def _plan(self, slots: np.ndarray[Any, Any]) -> None:
+        used = {place for slot in set(slots.tolist()) - {0} for place in self._places[slot]}
+        for place, stack in self._stacks.items():
+            if place in used:
+                table = self._input_work if place.role == "in_scale" else self._work
+                table.setdefault(place.module, []).append(self._one(stack, stack.table[slots]))
+        self._scales_first()
+
+    def _scales_first(self) -> None:
+        for works in self._work.values():
+            works.sort(key=lambda work: work.stack.place.role != "scale")  # the others add to what was scaled
+
+    def _one(self, stack: _Stack, entries: np.ndarray[Any, Any]) -> _Work:
+        (touched,) = entries.nonzero()
+        low, high = int(touched[0]), int(touched[-1]) + 1
+        dense = len(touched) >= _DENSE * (high - low) and stack.place.role != "prompt"
+        if dense or len(touched) == high - low:
+            rows: slice | Tensor = slice(low, high)
+            entries = entries[low:high]
+        else:
+            rows = torch.from_numpy(touched).to(self._device)
+            entries = entries[touched]
+        single = int(entries[0]) if (entries == entries[0]).all() else None
+        return _Work(stack, rows, torch.from_numpy(entries).to(self._device), single)
+
+    def _hook(self, module: str) -> Any:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            for work in self._work.get(module, ()):
+                _APPLY[work.stack.place.role](work, args[0], output)
+
+        return hook
+
+    def _input_hook(self, module: str) -> Any:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            works = self._input_work.get(module)
+            if not works:
+                return None
+            x = args[0].clone()  # other modules may read it too
+            for work in works:
+                _scale(work, x, x)
+            return (x, *args[1:])
 
         return hook
 
 
-def _delta(work: _Work, x: Tensor) -> Tensor:
-    """What the adapters add for their rows of ``x`` [n, …, in]: [rows, …, out], or for biases broadcast over it."""
-    tensors = work.stack.tensors
-    if len(tensors) == 1:
-        rows = len(work.slots)
-        size = tensors[0].shape[-1]
-        bias = tensors[0][work.slots].view(rows, *([1] * (x.ndim - 2)), size)
-        return bias.expand(rows, *x.shape[1:-1], size)
-    a, b = tensors
-    x = x if work.rows is None else x[work.rows]
+def _low_rank(work: _Work, x: Tensor, output: Tensor) -> None:
+    """``output += (x A) B`` for the rows concerned; x [n, …, in], output [n, …, out]."""
+    x, rows = x[work.rows], output[work.rows]
     if work.single is not None:
-        return (x @ a[work.single]) @ b[work.single]
-    flat = x if x.ndim == 3 else x.unsqueeze(1)
-    delta = torch.bmm(torch.bmm(flat, a[work.slots]), b[work.slots])
-    return delta if x.ndim == 3 else delta.squeeze(1)
+        a, b = (tensor[work.single] for tensor in work.stack.tensors)
+        h = x.reshape(-1, x.shape[-1]) @ a
+        if isinstance(work.rows, slice):
+            rows.view(-1, rows.shape[-1]).addmm_(h, b)
+        else:
+            output.index_add_(0, work.rows, (h @ b).view(rows.shape))
+        return
+    a, b = work.gathered()
+    h = torch.bmm(x.reshape(len(x), -1, x.shape[-1]), a)
+    rows = rows.view(len(x), -1, rows.shape[-1])
+    if isinstance(work.rows, slice):
+        rows.baddbmm_(h, b)
+    else:
+        output.index_add_(0, work.rows, torch.bmm(h, b).view(len(x), *output.shape[1:]))
+
+
+def _shift(work: _Work, _x: Tensor, output: Tensor) -> None:
+    shift = _broadcast(work, output)
+    if isinstance(work.rows, slice):
+        output[work.rows] += shift
+    else:
+        output.index_add_(0, work.rows, shift.expand(len(shift), *output.shape[1:]))
+
+
+def _scale(work: _Work, _x: Tensor, output: Tensor) -> None:
+    if isinstance(work.rows, slice):
+        output[work.rows] *= _broadcast(work, output)
+    else:
+        output[work.rows] = output[work.rows] * _broadcast(work, output)
+
+
+def _prompt(work: _Work, _x: Tensor, output: Tensor) -> None:
+    (prompts,) = work.gathered()
+    output[work.rows, : work.stack.place.width] = prompts
+
+
+def _broadcast(work: _Work, like: Tensor) -> Tensor:
+    """The rows' own vectors, as [rows, 1 …, size]."""
+    (vectors,) = work.gathered()
+    return vectors.view(len(vectors), *([1] * (like.ndim - 2)), vectors.shape[-1])
+
+
+_APPLY = {"low_rank": _low_rank, "shift": _shift, "scale": _scale, "prompt": _prompt}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -28,12 +28,17 @@ class Features:
     _pooled: dict[str, Tensor] = field(default_factory=dict)
 
     def pooled(self, pooling: str) -> Tensor:
-        """One fp32 vector a row, [n, hidden]: ``mean`` over its positions, the first (``cls``) or the ``last``."""
+        """What a head reads, fp32: one vector a row, [n, hidden], or for ``none`` one a position, [n, t, hidden].
+
+        A row's vector is the ``mean`` over its positions, the first (``cls``) or the ``last``.
+        """
         if pooling not in self._pooled:
             self._pooled[pooling] = self._pool(pooling)
         return self._pooled[pooling]
 
     def _pool(self, pooling: str) -> Tensor:
+        if pooling == "none":
+            return self.hidden.float()
         if pooling == "mean":
             mask = self.mask.unsqueeze(-1).to(torch.float32)
             return (self.hidden.float() * mask).sum(1) / mask.sum(1)
@@ -53,9 +58,9 @@ class Backbone(ABC):
     """In eval mode, on its device, requires no gradient. Adapters hook the layers that `facts.layers` names."""
 
     @abstractmethod
-    def collate(self, rows: list[Tokens]) -> dict[str, Tensor]:
-        """Pad ``rows`` to the longest and move them to the device: input name → [n, t]."""
+    def collate(self, rows: Sequence[Tokens]) -> dict[str, Tensor]:
+        """Pad ``rows`` to the longest, in host memory: input name → [n, t]. May be called from any thread."""
 
     @abstractmethod
-    def forward(self, inputs: dict[str, Tensor]) -> Features:
-        """Run the backbone. Called under ``torch.inference_mode``."""
+    def forward(self, inputs: Mapping[str, Tensor]) -> Features:
+        """Run the backbone on ``inputs``, which are on its device. Called under ``torch.inference_mode``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class TextBackbone(Backbone):
         self._has_pooler = _keep_trained_pooler(self.model, info["missing_keys"], spec)
         self.facts = _facts(spec, folder, self.model, tokenizer)
 
-    def collate(self, rows: list[Tokens]) -> dict[str, Tensor]:
+    def collate(self, rows: Sequence[Tokens]) -> dict[str, Tensor]:
         """Right-pad to the longest row; ``attention_mask`` is made from the lengths."""
         longest = max(len(row["input_ids"]) for row in rows)
         ids = np.full((len(rows), longest), self.facts.pad_token_id, np.int64)
@@ -50,9 +51,9 @@ class TextBackbone(Backbone):
             if types is not None and "token_type_ids" in row:
                 types[i, :n] = row["token_type_ids"]
         arrays = {"input_ids": ids, "attention_mask": mask} | ({} if types is None else {"token_type_ids": types})
-        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-    def forward(self, inputs: dict[str, Tensor]) -> Features:
+    def forward(self, inputs: Mapping[str, Tensor]) -> Features:
         """Hidden states of the last layer."""
         output = self.model(**inputs)
         pooler_output = output.pooler_output if self._has_pooler else None

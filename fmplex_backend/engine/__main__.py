@@ -11,18 +11,10 @@ import os
 import signal
 import sys
 import time
-from multiprocessing.connection import Connection
 
-from fmplex_backend.messages import (
-    DropGeneration,
-    EngineFailed,
-    EngineReady,
-    GenerationDropped,
-    LoadGeneration,
-    Measure,
-    RunBatch,
-)
+from fmplex_backend.messages import EngineFailed, EngineReady
 from fmplex_backend.repository.config import FMSettings
+from fmplex_backend.transport import Channel
 
 _PR_SET_PDEATHSIG = 1
 
@@ -35,30 +27,17 @@ def die_with_parent() -> None:
         sys.exit("the host died before the engine was up")
 
 
-def serve(connection: Connection, device: str, settings: FMSettings, started: float) -> None:
-    """Load the backbone, then answer messages until the socket closes."""
+def serve(channel: Channel, device: str, settings: FMSettings, started: float) -> None:
+    """Load the backbone, then answer messages until the channel closes."""
     try:
         worker = _make_worker(device, settings)
-        from fmplex_backend.engine.measuring import device_facts, measure
+        from fmplex_backend.engine.measuring import device_facts
+        from fmplex_backend.engine.serving import answer_all
     except Exception as error:
-        connection.send(EngineFailed(str(error) or type(error).__name__))
+        channel.send(EngineFailed(str(error) or type(error).__name__))
         return
-    connection.send(EngineReady(worker.backbone.facts, device_facts(device), os.getpid(), time.time() - started))
-    while True:
-        try:
-            message = connection.recv()
-        except EOFError:
-            return
-        match message:
-            case RunBatch():
-                connection.send(worker.run(message))
-            case LoadGeneration():
-                connection.send(worker.load(message))
-            case DropGeneration():
-                worker.drop(message.generation)
-                connection.send(GenerationDropped(message.generation))
-            case Measure():
-                connection.send(measure(worker.backbone, device, message))
+    channel.send(EngineReady(worker.backbone.facts, device_facts(device), os.getpid(), time.time() - started))
+    answer_all(channel, worker, device)
 
 
 def _make_worker(device: str, settings: FMSettings):  # type: ignore[no-untyped-def]
@@ -72,7 +51,9 @@ def _make_worker(device: str, settings: FMSettings):  # type: ignore[no-untyped-
     transformers_logging.disable_progress_bar()  # the server's log is no terminal
     if device == "cpu":
         torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
-    return Worker(TextBackbone(settings.backbone, settings.dtype, device), device, settings.max_adapters)
+    backbone = TextBackbone(settings.backbone, settings.dtype, device)
+    memory = settings.adapter_memory_mb << 20
+    return Worker(backbone, device, settings.adapter_slots, memory=memory, graphs=settings.cuda_graphs)
 
 
 def main() -> None:
@@ -81,7 +62,7 @@ def main() -> None:
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the host ends us in order
     fd, device, settings = sys.argv[1:]
-    with Connection(int(fd)) as connection:
+    with Channel.adopt(int(fd)) as connection:
         serve(connection, device, FMSettings.model_validate_json(settings), started)
 
 

@@ -26,7 +26,7 @@ from fmplex_backend.engine.worker import Worker
 from fmplex_backend.messages import DeviceFacts, LoadGeneration, Measure, Measured, Point, RunBatch
 from fmplex_backend.repository.artifact import Artifact, BackboneRef
 from fmplex_backend.repository.packed import VersionContent, pack
-from fmplex_backend.repository.peft_checkpoint import LoraWeights
+from fmplex_backend.repository.peft_checkpoint import AdapterWeights
 
 LENGTHS = (8, 32, 128, 512)
 ROWS_STEP = 4
@@ -122,11 +122,10 @@ def measure(backbone: Backbone, device: str, message: Measure) -> Measured:
 
 def _times(backbone: Backbone, device: str, message: Measure) -> dict[Shape, list[float]]:
     shapes = grid(message.max_rows, backbone.facts.max_length)
-    token = 0 if backbone.facts.pad_token_id else 1
     worker = Worker(backbone, device, max(ADAPTERS))
 
     def run(shape: Shape) -> float:
-        rows = [{"input_ids": np.full(shape.length, token, np.int32)}] * shape.rows
+        rows = [{"input_ids": _tokens(row, shape.length, backbone.facts.pad_token_id)} for row in range(shape.rows)]
         if device != "cpu":
             torch.cuda.synchronize(device)  # what is older is not on this batch's account
         try:
@@ -143,6 +142,12 @@ def _times(backbone: Backbone, device: str, message: Measure) -> dict[Shape, lis
         return sample(run, shapes, message.seconds)
     finally:
         worker.close()
+
+
+def _tokens(row: int, length: int, pad: int) -> Array:
+    """Other ones for every row, since rows that are the same would run as one: its number in binary."""
+    zero, one = [token for token in range(3) if token != pad][:2]
+    return np.where(row >> np.arange(length).clip(max=62) & 1, one, zero).astype(np.int32)
 
 
 def _load(worker: Worker, adapters: int) -> None:
@@ -171,7 +176,7 @@ def _vfm(facts: BackboneFacts, has_adapter: bool) -> VersionContent:
         return rng.standard_normal(shape, np.float32) * np.float32(0.01)
 
     layers = {name: size for name, size in facts.layers.items() if name.rpartition(".")[2] in _TARGETS} or facts.layers
-    adapter = LoraWeights(
+    adapter = AdapterWeights(
         {name: random(RANK, n_in) for name, (_, n_in) in layers.items()},
         {name: random(n_out, RANK) for name, (n_out, _) in layers.items()},
     )

@@ -1,131 +1,256 @@
-"""The engine proper: one backbone, the adapters and heads of the live generations, one batch at a time."""
+"""The engine proper: one backbone, the adapters and heads of the live generations, one batch at a time.
+
+A batch in steps: `prepare` orders its rows and pads them, which needs no device and may be done while another batch
+runs; `run` brings the adapters into slots, runs the backbone once for all rows, and then the heads, those of one kind
+together. Rows that are the same for the backbone (**twins**: same tokens, same adapter or none) run once.
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from fmplex_backend.adapters.bank import AdapterBank, AdapterTensors
+from fmplex_backend.adapters.adapter import Adapter
+from fmplex_backend.adapters.bank import AdapterBank, Stamp
 from fmplex_backend.backbones.base import Backbone, Features
-from fmplex_backend.errors import FMplexError, Refused
-from fmplex_backend.heads.kinds import answers
-from fmplex_backend.heads.projections import Projection, linear, transformers_head
-from fmplex_backend.messages import BatchDone, GenerationLoaded, GroupAnswer, LoadGeneration, RunBatch
-from fmplex_backend.repository.artifact import Artifact
+from fmplex_backend.engine.answering import Answering
+from fmplex_backend.engine.generation import Generation, prepare, read_adapter
+from fmplex_backend.engine.graphs import Graphs, cuda_capture
+from fmplex_backend.engine.tiers import AdapterTiers
+from fmplex_backend.errors import FMplexError
+from fmplex_backend.messages import BatchDone, GenerationLoaded, GroupAnswer, LoadGeneration, RunBatch, Tokens
+
+MEMORY = 4 << 30
+"""Bytes of host memory for adapters, unless told otherwise."""
 
 
 @dataclass(frozen=True)
-class Generation:
-    """A vFM's loaded state."""
+class Prepared:
+    """A batch, ready to run."""
 
-    vfm: str
-    artifact: Artifact
-    projection: Projection
-    has_adapter: bool
+    message: RunBatch
+    stamps: list[Stamp | None]
+    """Of each physical row, its adapter; those of one adapter lie together."""
+    place: dict[int, int]
+    """Row of the batch → its physical row."""
+    inputs: Mapping[str, Tensor]
+    """Of the physical rows, in host memory."""
+    errors: dict[int, str]
+    """Row of the batch → why it cannot run."""
+
+    @property
+    def adapters(self) -> list[Stamp]:
+        """The distinct adapters."""
+        return list(dict.fromkeys(stamp for stamp in self.stamps if stamp is not None))
+
+
+@dataclass(frozen=True)
+class Loading:
+    """A generation that was read and built to one side, or the reason why it cannot be served."""
+
+    message: LoadGeneration
+    parts: tuple[Generation, Adapter | None] | None
+    error: str | None = None
 
 
 class Worker:
-    """Loads generations and runs batches on one device. Not thread-safe."""
+    """Loads generations and runs batches on one device.
 
-    def __init__(self, backbone: Backbone, device: str, max_adapters: int) -> None:
+    `read` and `prepare` may be called from other threads, all else from one.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        device: str,
+        slots: int,
+        *,
+        memory: int = MEMORY,
+        graphs: bool = False,
+        log: Callable[[str], None] = print,
+    ) -> None:
+        """``slots``: adapters on the device at a time; ``memory``: bytes of host memory for adapters.
+
+        ``graphs``: whether a GPU's forward passes are captured as CUDA graphs; ``log`` is told where that fails.
+        """
         self.backbone = backbone
         self._device = device
-        self._max_adapters = max_adapters
-        dtype = next(backbone.model.parameters()).dtype
-        self._bank = AdapterBank(backbone.model, dtype, device)
+        self._dtype = dtype = next(backbone.model.parameters()).dtype
+        self._bank = AdapterBank(backbone.model, self._dtype, device, slots)
+        self._tiers = AdapterTiers(self._bank, lambda path: read_adapter(path, backbone, dtype), memory)
+        self._answering = Answering(device)
+        captured = graphs and device != "cpu"
+        self._graphs = Graphs(backbone, self._bank, device, log, cuda_capture) if captured else None
         self._generations: dict[int, Generation] = {}
 
+    # ---- generations ----
+
     def load(self, message: LoadGeneration) -> GenerationLoaded:
-        """Take a packed generation; one that cannot be served leaves nothing behind."""
+        """Read a packed generation and take it in; one that cannot be served leaves nothing behind."""
+        return self.take(self.read(message))
+
+    def read(self, message: LoadGeneration) -> Loading:
+        """The slow part of loading, apart from what serves."""
+        stamp = Stamp(message.generation, message.vfm, message.version)
         try:
-            n_bytes = self._load(message)
+            return Loading(message, prepare(stamp, message.path, self.backbone, self._dtype, self._device))
         except FMplexError as error:
-            return GenerationLoaded(message.generation, str(error))
+            return Loading(message, None, str(error))
         except Exception as error:  # out of memory, a file gone, a defect: it is refused, the others go on
-            return GenerationLoaded(message.generation, f"it cannot be loaded: {type(error).__name__}: {error}")
-        return GenerationLoaded(message.generation, None, n_bytes)
+            return Loading(message, None, f"it cannot be loaded: {type(error).__name__}: {error}")
 
-    def _load(self, message: LoadGeneration) -> int:
-        tables, artifact = _read(message.path)
-        adapters = sum(g.has_adapter for g in self._generations.values())
-        if artifact.adapter and adapters >= self._max_adapters:
-            raise Refused(f"all {self._max_adapters} adapters are taken (the physical FM's max_adapters)")
-        parameters = {name: tensor.to(self._device) for name, tensor in tables["head"].items()}
-        if artifact.head == "transformers":
-            projection: Projection = transformers_head(artifact, parameters, self.backbone.model)
-        else:
-            projection = linear(artifact, parameters)
-        n_bytes = sum(tensor.numel() * 4 for tensor in parameters.values())
-        if artifact.adapter:
-            adapter = AdapterTensors(tables["lora_A"], tables["lora_B"], self._bias_delta(tables))
-            try:
-                self._bank.load(message.generation, adapter)
-            except Exception:
-                self._bank.drop(message.generation)
-                raise
-            n_bytes += adapter.n_bytes
-        self._generations[message.generation] = Generation(message.vfm, artifact, projection, artifact.adapter)
-        return n_bytes
+    def take(self, loading: Loading) -> GenerationLoaded:
+        """The quick part: what was read is served from here on."""
+        message = loading.message
+        if loading.parts is None:
+            return GenerationLoaded(message.generation, loading.error)
+        generation, adapter = loading.parts
+        try:
+            if adapter is not None:
+                self._tiers.add(generation.stamp, message.path, adapter)
+                if message.pinned:
+                    self._tiers.pin(generation.stamp, True)
+            self._answering.put(generation)
+        except Exception as error:
+            self._forget(message.generation)
+            reason = str(error) if isinstance(error, FMplexError) else f"{type(error).__name__}: {error}"
+            return GenerationLoaded(message.generation, reason)
+        self._generations[message.generation] = generation
+        return GenerationLoaded(message.generation, None, generation.n_bytes)
 
-    def _bias_delta(self, tables: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-        """What each module's output gains: LoRA's own bias, and a trained bias less the backbone's."""
-        delta = dict(tables["bias_delta"])
-        for name, bias in tables["bias"].items():
-            own = self.backbone.model.get_submodule(name).bias.detach().float().cpu()  # type: ignore[operator]
-            delta[name] = delta.get(name, torch.zeros_like(bias)) + (bias - own)
-        return {name: tensor for name, tensor in delta.items() if tensor.any()}
+    def pin(self, number: int, pinned: bool) -> str | None:
+        """Let a generation's adapter keep its slot, or not; why not, if it cannot be."""
+        generation = self._generations.get(number)
+        if generation is None or not generation.has_adapter:
+            return None
+        try:
+            self._tiers.pin(generation.stamp, pinned)
+        except FMplexError as error:
+            return str(error)
+        return None
 
-    def drop(self, generation: int) -> None:
+    def drop(self, number: int) -> None:
         """Forget a generation."""
-        if self._generations.pop(generation).has_adapter:
-            self._bank.drop(generation)
+        del self._generations[number]
+        self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        self._answering.drop(number)
+        self._tiers.remove(number)
 
     def close(self) -> None:
         """Take every hook off the backbone, which may go on without this worker."""
+        self._tiers.close()
         self._bank.close()
+
+    # ---- batches ----
+
+    def prepare(self, message: RunBatch) -> Prepared:
+        """Order and pad the rows of a batch. Rows whose generation is not here cannot run."""
+        errors: dict[int, str] = {}
+        twins: dict[tuple[object, ...], list[int]] = {}
+        kinds: dict[tuple[object, ...], tuple[int, Generation]] = {}
+        for row, (number, tokens) in enumerate(zip(message.generations, message.rows, strict=True)):
+            generation = self._generations.get(number)
+            if generation is None:
+                errors[row] = f"generation {number} is not in this engine"
+                continue
+            key = (number if generation.has_adapter else None, *(t.tobytes() for t in tokens.values()))
+            kinds.setdefault(key, (row, generation))
+            twins.setdefault(key, []).append(row)
+        order = sorted(twins, key=lambda key: _layout(kinds[key][1]))
+        chosen = [kinds[key] for key in order]
+        rows = [_with_prompt(message.rows[row], generation) for row, generation in chosen]
+        stamps = [generation.stamp if generation.has_adapter else None for _, generation in chosen]
+        place = {row: physical for physical, key in enumerate(order) for row in twins[key]}
+        return Prepared(message, stamps, place, self.backbone.collate(rows) if rows else {}, errors)
 
     def run(self, message: RunBatch) -> BatchDone:
         """Run one batch. Every row is answered in exactly one group, with an answer or with an error."""
         start = time.perf_counter()
-        keys = [key if self._has_adapter(key) else None for key in message.generations]
-        with torch.inference_mode():
-            inputs = self.backbone.collate(message.rows)
-            with self._bank.batch(keys):
-                features = self.backbone.forward(inputs)
-            lengths = features.mask.sum(1).tolist()
-            members: dict[int, list[int]] = {}
-            for row, key in enumerate(message.generations):
-                members.setdefault(key, []).append(row)
-            groups = [self._answer(key, rows, features, lengths) for key, rows in members.items()]
-        return BatchDone(message.batch, groups, time.perf_counter() - start)
+        return self.run_prepared(self.prepare(message), start)
 
-    def _has_adapter(self, key: int) -> bool:
-        return key in self._generations and self._generations[key].has_adapter
+    def run_prepared(self, prepared: Prepared, start: float | None = None) -> BatchDone:
+        """Run what `prepare` made; its time is counted from ``start``, or from now."""
+        start = time.perf_counter() if start is None else start
+        adapters, room = prepared.adapters, self._tiers.room
+        if len(adapters) > room:  # the scheduler asks for no more, but for a moment after adapters were pinned
+            return self._run_in_parts(prepared, room, start)
+        moves, refused = self._tiers.bring(adapters)
+        errors = dict(prepared.errors)
+        for row, physical in prepared.place.items():
+            stamp = prepared.stamps[physical]
+            if stamp is not None and stamp.generation in refused:
+                errors[row] = refused[stamp.generation]
+        groups: list[GroupAnswer] = []
+        if len(errors) < len(prepared.message.rows):
+            keys = [None if s is None or s.generation in refused else s.generation for s in prepared.stamps]
+            with torch.inference_mode():
+                features = self._forward(prepared.inputs, keys)
+                self._tiers.read_ahead(prepared.message.upcoming)
+                members: dict[int, tuple[Generation, list[int]]] = {}
+                for row, number in enumerate(prepared.message.generations):
+                    if row not in errors:
+                        members.setdefault(number, (self._generations[number], []))[1].append(row)
+                groups = self._answering.answer(members, prepared.place, features)
+        groups += _failures(prepared.message, errors)
+        seconds = time.perf_counter() - start
+        return BatchDone(prepared.message.batch, groups, seconds, moves.installed, moves.evicted)
 
-    def _answer(self, key: int, rows: list[int], features: Features, lengths: list[int]) -> GroupAnswer:
-        generation = self._generations.get(key)
-        if generation is None:
-            return GroupAnswer(key, rows, {}, dict.fromkeys(rows, f"generation {key} is not in this engine"))
-        index = torch.tensor(rows, device=self._device)
-        try:
-            raw = generation.projection(features, index).float().cpu()
-        except Exception as error:  # a head that fails takes its own rows with it, not its neighbours'
-            reason = f"vFM {generation.vfm!r}: its head failed: {type(error).__name__}: {error}"
-            return GroupAnswer(key, rows, {}, dict.fromkeys(rows, reason))
-        columns, finite = answers(raw, [lengths[row] for row in rows], generation.artifact)
-        reason = f"vFM {generation.vfm!r}: its answer is not finite"
-        errors = {row: reason for row, good in zip(rows, finite, strict=True) if not good}
-        return GroupAnswer(key, rows, columns, errors)
+    def _forward(self, inputs: Mapping[str, Tensor], generations: Sequence[int | None]) -> Features:
+        if self._graphs is not None and (features := self._graphs.forward(inputs, generations)) is not None:
+            return features
+        with self._bank.batch(generations):
+            moved = {name: tensor.to(self._device, non_blocking=True) for name, tensor in inputs.items()}
+            return self.backbone.forward(moved)
+
+    def _run_in_parts(self, prepared: Prepared, room: int, start: float) -> BatchDone:
+        message, adapters = prepared.message, prepared.adapters
+        whole = BatchDone(message.batch, _failures(message, prepared.errors), 0.0)
+        for first in range(0, len(adapters), room):
+            wanted: set[Stamp | None] = set(adapters[first : first + room])
+            if first == 0:
+                wanted.add(None)
+            rows = [row for row, physical in prepared.place.items() if prepared.stamps[physical] in wanted]
+            part = RunBatch(message.batch, [message.generations[r] for r in rows], [message.rows[r] for r in rows])
+            done = self.run_prepared(self.prepare(part))
+            for group in done.groups:
+                places = [rows[row] for row in group.rows]
+                errors = {rows[row]: error for row, error in group.errors.items()}
+                whole.groups.append(GroupAnswer(group.generation, places, group.columns, errors))
+            whole.installed.extend(done.installed)
+            whole.evicted.extend(done.evicted)
+        return replace(whole, seconds=time.perf_counter() - start)
 
 
-def _read(path: str) -> tuple[dict[str, dict[str, Tensor]], Artifact]:
-    tables: dict[str, dict[str, Tensor]] = {kind: {} for kind in ("lora_A", "lora_B", "bias_delta", "bias", "head")}
-    with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 - not a dict
-            kind, _, name = key.partition("/")
-            tables[kind][name] = file.get_tensor(key)
-        return tables, Artifact.model_validate_json(file.metadata()["artifact"])
+def _layout(generation: Generation) -> tuple[int, int]:
+    """Sorts rows so that the bare ones, adapters of one kind, and rows of one adapter lie together."""
+    return (generation.layout, generation.stamp.generation) if generation.has_adapter else (0, 0)
+
+
+def _failures(message: RunBatch, errors: Mapping[int, str]) -> list[GroupAnswer]:
+    """``errors`` by generation, as answers."""
+    members: dict[int, list[int]] = {}
+    for row in errors:
+        members.setdefault(message.generations[row], []).append(row)
+    return [GroupAnswer(g, rows, {}, {row: errors[row] for row in rows}) for g, rows in members.items()]
+
+
+def _with_prompt(tokens: Tokens, generation: Generation) -> Tokens:
+    """``tokens`` with positions in front that the adapter's prompt will fill; any token may stand there.
+
+    As PEFT does, type ids are kept for one of transformers' task classes, and dropped (all 0) for a bare backbone.
+    """
+    count = generation.virtual_tokens
+    if not count:
+        return tokens
+    ids = tokens["input_ids"]
+    padded = {"input_ids": np.concatenate([np.repeat(ids[:1], count), ids])}
+    if "token_type_ids" in tokens and generation.artifact.head == "transformers":
+        padded["token_type_ids"] = np.concatenate([np.zeros(count, ids.dtype), tokens["token_type_ids"]])
+    return padded

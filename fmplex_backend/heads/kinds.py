@@ -1,58 +1,100 @@
-"""From raw outputs to answers: the columns that each kind of vFM gives, by socket."""
+"""From raw outputs to answers: the columns that each kind of vFM gives, by socket.
+
+The rows of several vFMs of one kind are answered together; a `Part` says which rows, and how many of the columns, are
+whose. Columns beyond a part's own are void.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fmplex_backend.arrays import Array
 from fmplex_backend.messages import Column
 from fmplex_backend.repository.artifact import Artifact
 
 Columns = dict[str, Column]
 
 
-def _classification(raw: Tensor, lengths: list[int], artifact: Artifact) -> Columns:
-    labels = artifact.labels or ()
-    best = raw.argmax(-1).tolist()
-    return {
-        "vector": raw.numpy(),
-        "scores": raw.softmax(-1).numpy(),
-        "text": [[labels[i]] for i in best],
-    }
+@dataclass(frozen=True)
+class Part:
+    """The rows ``start`` to ``stop`` of the raw outputs, of one vFM."""
+
+    artifact: Artifact
+    start: int
+    stop: int
+    width: int
+    """Its outputs."""
 
 
-def _multi_label(raw: Tensor, lengths: list[int], artifact: Artifact) -> Columns:
-    labels = artifact.labels or ()
-    scores = raw.sigmoid()
-    given = [row.nonzero().flatten().tolist() for row in scores >= artifact.threshold]
-    return {"vector": raw.numpy(), "scores": scores.numpy(), "text": [[labels[i] for i in row] for row in given]}
+def _masked(raw: Tensor, parts: Sequence[Part]) -> Tensor:
+    """``raw`` with -inf in void columns."""
+    if all(part.width == raw.shape[-1] for part in parts):
+        return raw
+    widths = torch.tensor([part.width for part in parts for _ in range(part.start, part.stop)])
+    void = torch.arange(raw.shape[-1]) >= widths.view(-1, *([1] * (raw.ndim - 1)))
+    return raw.masked_fill(void, -torch.inf)
 
 
-def _regression(raw: Tensor, lengths: list[int], artifact: Artifact) -> Columns:
-    return {"vector": raw.numpy()}
+def _classification(raw: Tensor, lengths: list[int], parts: Sequence[Part]) -> Iterator[Columns]:
+    raw = _masked(raw, parts)
+    vector, scores, best = raw.numpy(), raw.softmax(-1).numpy(), raw.argmax(-1).tolist()
+    for part in parts:
+        labels, rows = part.artifact.labels or (), slice(part.start, part.stop)
+        yield {
+            "vector": vector[rows, : part.width],
+            "scores": scores[rows, : part.width],
+            "text": [[labels[i]] for i in best[rows]],
+        }
 
 
-def _embedding(raw: Tensor, lengths: list[int], artifact: Artifact) -> Columns:
-    if artifact.normalize:
-        raw = torch.nn.functional.normalize(raw, dim=-1)
-    if artifact.pooling == "none":
-        return {"matrix": [raw[i, :n].numpy() for i, n in enumerate(lengths)]}
-    return {"vector": raw.numpy()}
+def _multi_label(raw: Tensor, lengths: list[int], parts: Sequence[Part]) -> Iterator[Columns]:
+    vector, scores = raw.numpy(), raw.sigmoid().numpy()
+    for part in parts:
+        labels, own = part.artifact.labels or (), scores[part.start : part.stop, : part.width]
+        given = [row.nonzero()[0].tolist() for row in own >= part.artifact.threshold]
+        yield {
+            "vector": vector[part.start : part.stop, : part.width],
+            "scores": own,
+            "text": [[labels[i] for i in row] for row in given],
+        }
 
 
-def _token_classification(raw: Tensor, lengths: list[int], artifact: Artifact) -> Columns:
-    labels = artifact.labels or ()
-    scores, best = raw.softmax(-1).max(-1)
-    return {
-        "matrix": [raw[i, :n].numpy() for i, n in enumerate(lengths)],
-        "scores": [scores[i, :n].numpy() for i, n in enumerate(lengths)],
-        "text": [[labels[j] for j in best[i, :n].tolist()] for i, n in enumerate(lengths)],
-    }
+def _regression(raw: Tensor, lengths: list[int], parts: Sequence[Part]) -> Iterator[Columns]:
+    vector = raw.numpy()
+    for part in parts:
+        yield {"vector": vector[part.start : part.stop, : part.width]}
 
 
-_KINDS: dict[str, Callable[[Tensor, list[int], Artifact], Columns]] = {
+def _embedding(raw: Tensor, lengths: list[int], parts: Sequence[Part]) -> Iterator[Columns]:
+    for part in parts:
+        own = raw[part.start : part.stop, ..., : part.width]
+        if part.artifact.normalize:
+            own = torch.nn.functional.normalize(own, dim=-1)
+        if part.artifact.pooling == "none":
+            yield {"matrix": [own[i, :n].numpy() for i, n in enumerate(lengths[part.start : part.stop])]}
+        else:
+            yield {"vector": own.numpy()}
+
+
+def _token_classification(raw: Tensor, lengths: list[int], parts: Sequence[Part]) -> Iterator[Columns]:
+    raw = _masked(raw, parts)
+    matrix, scores = raw.numpy(), raw.softmax(-1)
+    top, best = scores.max(-1)
+    for part in parts:
+        labels = part.artifact.labels or ()
+        rows = [(i, lengths[i]) for i in range(part.start, part.stop)]
+        yield {
+            "matrix": [matrix[i, :n, : part.width] for i, n in rows],
+            "scores": [top[i, :n].numpy() for i, n in rows],
+            "text": [[labels[j] for j in best[i, :n].tolist()] for i, n in rows],
+        }
+
+
+_KINDS: dict[str, Callable[[Tensor, list[int], Sequence[Part]], Iterator[Columns]]] = {
     "classification": _classification,
     "multi_label": _multi_label,
     "regression": _regression,
@@ -61,11 +103,19 @@ _KINDS: dict[str, Callable[[Tensor, list[int], Artifact], Columns]] = {
 }
 
 
-def answers(raw: Tensor, lengths: list[int], artifact: Artifact) -> tuple[Columns, list[bool]]:
-    """Columns of ``raw`` (fp32 on the CPU, [rows, outputs] or [rows, t, outputs]) for rows of ``lengths`` positions,
-    and per row whether all that belongs to it is finite."""
-    if raw.ndim == 3:
-        finite = [bool(raw[i, :n].isfinite().all()) for i, n in enumerate(lengths)]
-    else:
-        finite = raw.isfinite().all(-1).tolist()
-    return _KINDS[artifact.kind](raw, lengths, artifact), finite
+def answers(kind: str, raw: Tensor, lengths: list[int], parts: Sequence[Part]) -> list[tuple[Columns, list[bool]]]:
+    """For each of ``parts``, all of one ``kind``, its columns, and per row whether all that belongs to it is finite.
+
+    ``raw``: fp32 on the CPU, [rows, width], or [rows, t, width] for rows of ``lengths`` positions.
+    """
+    finite = raw.isfinite().numpy()
+    columns = _KINDS[kind](raw, lengths, parts)
+    return [(own, _finite(finite, lengths, part)) for own, part in zip(columns, parts, strict=True)]
+
+
+def _finite(finite: Array, lengths: list[int], part: Part) -> list[bool]:
+    own = finite[part.start : part.stop, ..., : part.width]
+    if own.ndim == 3:
+        return [bool(own[i, :n].all()) for i, n in enumerate(lengths[part.start : part.stop])]
+    rows: list[bool] = own.all(-1).tolist()
+    return rows

@@ -25,7 +25,7 @@ class Projection(ABC):
 
 @dataclass(frozen=True)
 class Linear(Projection):
-    """``weight · pooled + bias``; ``weight`` is None for the pooled vector itself."""
+    """``weight · pooled + bias``; ``weight`` [outputs, hidden] is None for the pooled vector itself."""
 
     pooling: str
     weight: Tensor | None
@@ -33,8 +33,7 @@ class Linear(Projection):
 
     def __call__(self, features: Features, rows: Tensor) -> Tensor:
         """See `Projection`."""
-        pooled = features.hidden.float() if self.pooling == "none" else features.pooled(self.pooling)
-        x = pooled[rows]
+        x = features.pooled(self.pooling)[rows]
         return x if self.weight is None else nn.functional.linear(x, self.weight, self.bias)
 
 

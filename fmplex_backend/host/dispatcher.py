@@ -21,7 +21,7 @@ from fmplex_backend.calibration.learner import Learner
 from fmplex_backend.errors import DeadlineExceeded, EngineFailure, FMplexError, Unavailable
 from fmplex_backend.host.engine_process import EngineDied, EngineProcess
 from fmplex_backend.host.generations import Generation
-from fmplex_backend.host.lane import MAX_DEATHS, Command, Lane
+from fmplex_backend.host.lane import LEAD, MAX_DEATHS, Command, Lane, Work
 from fmplex_backend.host.metrics import Meter, Snapshot
 from fmplex_backend.host.requests import Pending, RowAnswer, RowTask, provenance
 from fmplex_backend.messages import (
@@ -32,9 +32,12 @@ from fmplex_backend.messages import (
     LoadGeneration,
     Measure,
     Measured,
+    PinGeneration,
     Point,
 )
 from fmplex_backend.scheduling.interface import Batch, Decision, Queue, Row, VfmPolicy
+
+Told = LoadGeneration | DropGeneration | PinGeneration | Measure
 
 
 class Dispatcher:
@@ -46,9 +49,16 @@ class Dispatcher:
         engines: Sequence[EngineProcess],
         finished: Callable[[Pending], None],
         log: Callable[[str], None],
+        *,
+        slots: int = 64,
+        ahead: bool = False,
     ) -> None:
+        """``slots``: adapters that an engine holds at a time; ``ahead``: send a batch while another one runs."""
+        self._slots = slots
+        self._pinned = 0
+        """Adapters that keep their slots."""
         self._queue = queue
-        self._lanes = [Lane(engine, self, log) for engine in engines]
+        self._lanes = [Lane(engine, self, log, ahead=ahead) for engine in engines]
         self._finished = finished
         self._log = log
         self.meter = Meter(len(engines))
@@ -127,7 +137,7 @@ class Dispatcher:
         """Under the lock: compare with what was predicted; where the device has changed another fit, in use already."""
         if self._learner is None:
             return None
-        point = Point(len(batch.rows), max(row.size for row in batch.rows), len(batch.shares), seconds)
+        point = Point(batch.physical_rows, max(row.size for row in batch.rows), len(batch.shares), seconds)
         if (fit := self._learner.add(point, batch.predicted)) is not None:
             self._queue.change_cost(fit.cost)
             self.fit = fit
@@ -149,14 +159,39 @@ class Dispatcher:
             self.meter.remove(vfm)
 
     def load(self, generation: Generation) -> GenerationLoaded:
-        """Load on every engine, between batches; where one refuses it, the others give it back."""
-        message = LoadGeneration(generation.number, generation.vfm, generation.version, str(generation.path))
-        answers: list[GenerationLoaded] = [future.result() for future in self._tell(self._lanes, message)]
+        """Load on every engine, beside what is served; where one refuses it, the others give it back."""
+        return self.load_all([generation])[0]
+
+    def load_all(self, generations: Iterable[Generation]) -> list[GenerationLoaded]:
+        """`load` several, without waiting for one before the next is begun."""
+        begun = []
+        for generation in generations:
+            message = LoadGeneration(generation.number, generation.vfm, generation.version, str(generation.path))
+            begun.append((message, self._tell(self._lanes, message)))
+        return [self._loaded(message, [future.result() for future in futures]) for message, futures in begun]
+
+    def _loaded(self, message: LoadGeneration, answers: list[GenerationLoaded]) -> GenerationLoaded:
         refused = next((answer for answer in answers if answer.error is not None), None)
         if refused is None:
             return answers[0]
-        self._tell(self._lanes, DropGeneration(generation.number))
+        self._tell(self._lanes, DropGeneration(message.generation))
         return refused
+
+    def pin(self, generation: Generation, pinned: bool) -> str | None:
+        """Let a generation's adapter keep its slot on every engine, or not; why not, if it cannot be."""
+        futures = self._tell(self._lanes, PinGeneration(generation.number, pinned))
+        error: str | None = next((e for future in futures if (e := future.result().error) is not None), None)
+        if error is None:
+            self._note_pinned(generation, pinned)
+        elif pinned:
+            self._tell(self._lanes, PinGeneration(generation.number, False))
+        return error
+
+    def _note_pinned(self, generation: Generation, pinned: bool) -> None:
+        with self._lock:
+            self._pinned += pinned - generation.pinned
+            generation.pinned = pinned
+            self._queue.change_slots(self._slots - self._pinned)
 
     def retire(self, generation: Generation) -> None:
         """Take no more rows of ``generation``; it is dropped from the engines once its last row is answered."""
@@ -171,9 +206,10 @@ class Dispatcher:
                 generation.dropped |= idle
             if idle:
                 generation.path.unlink(missing_ok=True)
+                self._note_pinned(generation, False)
                 self._tell(self._lanes, DropGeneration(generation.number))
 
-    def _tell(self, lanes: Iterable[Lane], message: LoadGeneration | DropGeneration | Measure) -> list[Future[Any]]:
+    def _tell(self, lanes: Iterable[Lane], message: Told) -> list[Future[Any]]:
         futures: list[Future[Any]] = []
         with self._lock:
             for lane in lanes:
@@ -265,25 +301,46 @@ class Dispatcher:
 
     # ---- what the lanes ask (`lane.Desk`) ----
 
-    def next_work(self, lane: Lane) -> Batch | Command | None:
+    def next_work(self, lane: Lane) -> Work | Command | EngineDied | None:
         """See `Desk`. Rows whose deadline has passed are answered here, before anything is run for them."""
         while True:
             done: list[Pending] = []
+            work: Work | None = None
             with self._lock:
-                if self._stopping:
+                if self._stopping and (lane.idle or lane.died):
                     return None
-                if lane.commands:
+                if lane.died is not None:
+                    return lane.died
+                if lane.commands and not self._stopping:
                     return lane.commands.popleft()
                 now = time.monotonic()
-                decision = self._queue.next_batch(now)
+                if self._stopping or (pause := _pause(lane, now)) is None:
+                    self._changed.wait()
+                    continue
+                if pause > 0:
+                    self._changed.wait(pause)
+                    continue
+                decision = self._queue.next_batch(now, lane.resident)
                 if decision.batch is not None:
                     self.meter.decided(decision.batch, time.monotonic() - now)
+                    work = Work(decision.batch, self._upcoming(decision.batch, lane))
                 self._end_expired(decision, now, done)
-                if decision.batch is None and not done:
+                if work is None and not done:
                     self._changed.wait()
             self._settle(done, decision.expired)
-            if decision.batch is not None:
-                return decision.batch
+            if work is not None:
+                return work
+
+    def _upcoming(self, batch: Batch, lane: Lane) -> list[int]:
+        """Generations that should be brought nearer while ``batch`` runs."""
+        taken = {row.adapter for row in batch.rows}
+        upcoming: list[Any] = self._queue.upcoming(self._slots)
+        return [number for number in upcoming if number not in lane.resident and number not in taken]
+
+    def wake(self) -> None:
+        """See `Desk`."""
+        with self._lock:
+            self._changed.notify_all()
 
     def batch_done(self, batch: Batch, answer: BatchDone, started: float) -> None:
         """See `Desk`."""
@@ -294,6 +351,7 @@ class Dispatcher:
             fit = self._learn(batch, answer.seconds)
             failed = frozenset(batch.rows[place] for group in answer.groups for place in group.errors)
             self.meter.completed(batch, charges, answer.seconds, started, now, failed)
+            self._changed.notify_all()
             for group in answer.groups:
                 for index, place in enumerate(group.rows):
                     row = batch.rows[place]
@@ -311,14 +369,14 @@ class Dispatcher:
             self._log(f"the device behaves otherwise than measured; cost model from here on: {fit}")
         self._settle(done, batch.rows)
 
-    def batch_lost(self, batch: Batch, error: EngineDied) -> None:
+    def batch_lost(self, batch: Batch, error: EngineDied, blamed: bool) -> None:
         """See `Desk`. Its rows wait again, but for those that have seen too many engines die."""
         done: list[Pending] = []
         with self._lock:
             self.meter.lost(batch)
             again: list[Row] = []
             for row in batch.rows:
-                row.payload.deaths += 1
+                row.payload.deaths += blamed
                 if row.payload.deaths < MAX_DEATHS:
                     again.append(row)
                     continue
@@ -348,6 +406,16 @@ class Dispatcher:
         """See `Desk`."""
         with self._lock:
             return self._changed.wait_for(lambda: self._stopping, seconds)
+
+
+def _pause(lane: Lane, now: float) -> float | None:
+    """Seconds until ``lane`` should have its next batch; None until it has answered."""
+    if not lane.flights:
+        return 0.0
+    if not lane.ahead or len(lane.flights) > 1:
+        return None
+    flight = lane.flights[0]
+    return flight.started + flight.batch.predicted - LEAD - now
 
 
 def _too_late(row: Row, now: float) -> DeadlineExceeded:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
-from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from fmplex_backend.errors import EngineFailure
 from fmplex_backend.messages import EngineFailed, EngineReady
 from fmplex_backend.repository.config import FMSettings
+from fmplex_backend.transport import Channel
 
 LIBRARY_PATH = "FMPLEX_ENGINE_LD_LIBRARY_PATH"
 """The library path for engines, where tritonserver needs one of its own that torch must not see."""
+
+END_SECONDS = 1.0
+"""Until an engine that has closed its socket has surely ended."""
 
 _Answer = TypeVar("_Answer")
 
@@ -25,13 +27,13 @@ class EngineDied(EngineFailure):
 
 
 class EngineProcess:
-    """One engine on one device. Start and use it from one thread, which must outlive it (see `die_with_parent`)."""
+    """One engine on one device. Start it from a thread that outlives it (see `die_with_parent`)."""
 
     def __init__(self, device: str, settings: FMSettings) -> None:
         self.device = device
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
+        self._channel: Channel | None = None
 
     @property
     def pid(self) -> int | None:
@@ -40,7 +42,8 @@ class EngineProcess:
 
     def start(self, timeout: float) -> EngineReady:
         """Start the process and wait until it holds the backbone. Raises `EngineFailure` with the engine's reason."""
-        ours, theirs = socket.socketpair()
+        self.close()
+        self._channel, theirs = Channel.pair()
         with theirs:
             command = [sys.executable, "-m", "fmplex_backend.engine", str(theirs.fileno()), self.device]
             self._process = subprocess.Popen(
@@ -49,61 +52,72 @@ class EngineProcess:
                 stdin=subprocess.DEVNULL,
                 env=_environment(),
             )
-        self._connection = Connection(ours.detach())
-        answer = self._receive(timeout)
-        if isinstance(answer, EngineFailed):
+        try:
+            answer = self.receive(timeout)
+        except EngineDied:
             self.kill()
-            raise EngineFailure(f"engine on {self.device}: {answer.error}")
+            raise
         if not isinstance(answer, EngineReady):
-            raise EngineFailure(f"engine on {self.device}: answered {type(answer).__name__} on start")
+            self.kill()
+            what = answer.error if isinstance(answer, EngineFailed) else f"was not ready within {timeout:.0f} s"
+            raise EngineFailure(f"engine on {self.device}: {what}")
         return answer
 
-    def call(self, message: object, answer: type[_Answer], timeout: float) -> _Answer:
-        """Send ``message``, return the answer. Raises `EngineDied` when none of type ``answer`` comes in time."""
-        if self._connection is None:
+    def send(self, message: object) -> None:
+        """Send ``message``. Raises `EngineDied`."""
+        if self._channel is None:
             raise EngineDied(f"engine on {self.device}: is not running")
         try:
-            self._connection.send(message)
+            self._channel.send(message)
         except OSError as error:
             raise self._died(str(error)) from None
-        received = self._receive(timeout)
-        if not isinstance(received, answer):
-            raise self._died(f"answered {type(received).__name__} to {type(message).__name__}")
-        return received
 
-    def _receive(self, timeout: float) -> Any:
-        assert self._connection is not None
+    def receive(self, timeout: float) -> Any:
+        """The next answer, None where there is none in time. Raises `EngineDied`. From another thread than `send`."""
+        channel = self._channel
+        if channel is None:
+            raise EngineDied(f"engine on {self.device}: is not running")
         try:
-            if not self._connection.poll(timeout):
-                raise self._died(f"did not answer for {timeout:.0f} s")
-            return self._connection.recv()
+            return channel.recv() if channel.poll(timeout) else None
         except (EOFError, OSError):
             raise self._died(None) from None
 
+    def call(self, message: object, answer: type[_Answer], timeout: float) -> _Answer:
+        """Send ``message``, return its answer, while no other thread receives. Raises `EngineDied`."""
+        self.send(message)
+        received = self.receive(timeout)
+        if not isinstance(received, answer):
+            what = "did not answer" if received is None else f"answered {type(received).__name__} to"
+            raise self._died(f"{what} {type(message).__name__}")
+        return received
+
     def _died(self, reason: str | None) -> EngineDied:
-        self.kill()
-        code = self._process.returncode if self._process else None
-        return EngineDied(f"engine on {self.device} (process {self.pid}): {reason or f'ended with code {code}'}")
+        if reason is None and self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_SECONDS)
+            reason = f"ended with code {self._process.poll()}"
+        return EngineDied(f"engine on {self.device} (process {self.pid}): {reason}")
 
     def kill(self) -> None:
-        """End the process at once and reap it."""
-        if self._connection is not None:
-            with contextlib.suppress(OSError):
-                self._connection.close()
-            self._connection = None
+        """End the process at once and reap it; who receives finds the engine dead."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     def stop(self, timeout: float) -> None:
-        """Close the socket, which tells the engine to end; kill it where it does not within ``timeout``."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-        if self._process is not None:
+        """Tell the engine that nothing more comes, so that it ends; kill it where it does not within ``timeout``."""
+        if self._channel is not None:
+            self._channel.finish()
+        if self._process is not None and timeout:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout)
         self.kill()
+
+    def close(self) -> None:
+        """Free what is left of the connection, once nobody receives any more."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
 
 
 def _environment() -> dict[str, str]:
@@ -112,5 +126,9 @@ def _environment() -> dict[str, str]:
         env["LD_LIBRARY_PATH"] = path
     # OpenMP threads that spin on a shared CPU stall the engine for up to seconds.
     env.setdefault("GOMP_SPINCOUNT", "0")
+    # A batch's tensors are freed and asked for again layer by layer: given back to the system each time, their pages
+    # cost an eighth of the forward pass (docs/results.md).
+    env.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 33))
+    env.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 33))
     env["TOKENIZERS_PARALLELISM"] = "false"
     return env

@@ -22,6 +22,10 @@ class Generation:
     """Its packed file."""
     key: tuple[object, ...]
     """What it was made from; the same files and interface give the same key."""
+    virtual_tokens: int = 0
+    """Positions that its adapter's prompt takes in every row."""
+    pinned: bool = False
+    """Whether its adapter keeps its slot."""
     n_bytes: int = 0
     """On the engine's device."""
     rows: int = 0

@@ -55,7 +55,9 @@ class FMHost:
         engines = [EngineProcess(device, self.settings) for device in self.settings.engines.split(",")]
         self._replies: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         scheduler = make_queue(self.settings.policy, self.settings.max_batch_rows, UNKNOWN)
-        self._dispatcher = Dispatcher(scheduler, engines, self._finished, log)
+        slots, ahead = self.settings.adapter_slots, self.settings.ahead
+        scheduler.change_slots(slots)
+        self._dispatcher = Dispatcher(scheduler, engines, self._finished, log, slots=slots, ahead=ahead)
         self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
         self._started = time.time()
@@ -68,15 +70,23 @@ class FMHost:
             self._work_dir.close()
             raise EngineFailure(f"physical FM {self.fm!r}: {error}") from None
         self._dispatcher.use_fit(self._fit())
+        encoder, dispatcher = TextEncoder(self.facts), self._dispatcher
         self.registry = Registry(
-            self._repository, self.fm, self.settings, self.facts, self._dispatcher, self._work_dir.path, self._log
+            self._repository, self.fm, self.settings, self.facts, encoder, dispatcher, self._work_dir.path, self._log
         )
-        self._intake = Intake(self.fm, TextEncoder(self.facts), self.registry, self._dispatcher)
-        self.registry.scan(settled=True)
-        targets = [self._watch] + [self._send] * SENDERS
-        self._threads = [threading.Thread(target=target, name=target.__name__) for target in targets]
-        for thread in self._threads:
-            thread.start()
+        self._intake = Intake(self.fm, encoder, self.registry, dispatcher)
+        for _ in range(SENDERS):  # before the first scan, whose golden rows they answer
+            self._start_thread(self._send)
+        try:
+            self.registry.scan(settled=True)
+        except BaseException:
+            self.stop()
+            raise
+        self._start_thread(self._watch)
+
+    def _start_thread(self, target: Callable[[], None]) -> None:
+        self._threads.append(threading.Thread(target=target, name=target.__name__))
+        self._threads[-1].start()
 
     def _fit(self) -> Fit:
         """What batches cost on this device: kept from before, or measured now, before there is any vFM."""
@@ -146,7 +156,7 @@ class FMHost:
             request.ask.respond(reply)
         finally:
             outcome = outcome_of(reply if isinstance(reply, FMplexError) else None)
-            vfms = [member.generation.vfm for member in request.members]
+            vfms = dict.fromkeys(row.vfm for row in request.rows)  # golden rows are under no vFM's name
             self._dispatcher.meter.answered(vfms, outcome, time.monotonic() - request.arrived)
 
     def _reply(self, ask: Ask, reply: Reply) -> None:

@@ -98,7 +98,7 @@ class Intake:
         request.members.append(member)
         deadline = _deadline(request.ask.timeout, serving.policy.timeout_ms)
         return [
-            Row(generation.vfm, row.size, RowTask(request, member, position, row), deadline)
+            RowTask(request, member, position, row).row(generation.vfm, deadline)
             for position, row in enumerate(encoded)
         ]
 

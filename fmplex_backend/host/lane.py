@@ -1,4 +1,11 @@
-"""One engine and the thread that starts it, feeds it and starts it anew when it dies."""
+"""One engine and the threads that start it, feed it, hear its answers, and start it anew when it dies.
+
+1. The feeding thread starts the engine and sends it what the desk gives: commands at once, a batch when the one before
+   is done, or where ``ahead`` is allowed, shortly before it should be, so that the engine prepares it meanwhile.
+2. The hearing thread takes the answers, which settle batches and commands. It lives as long as the engine's process.
+3. An engine that dies, hangs or answers wrongly takes nothing with it: what it had not answered is given back, and its
+   successor gets every live generation before anything else.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from fmplex_backend.backbones.facts import BackboneFacts
@@ -20,16 +27,22 @@ from fmplex_backend.messages import (
     DropGeneration,
     GenerationDropped,
     GenerationLoaded,
+    GenerationPinned,
     LoadGeneration,
     Measure,
     Measured,
+    PinGeneration,
     RunBatch,
 )
 from fmplex_backend.scheduling.interface import Batch
 
 START_TIMEOUT = 300.0
 ANSWER_TIMEOUT = 120.0
+LISTEN_SECONDS = 1.0
+"""Between two looks whether an answer is overdue."""
 LONGEST_PAUSE = 30.0
+LEAD = 2e-3
+"""Seconds before a batch should end at which the next one is decided, where that is allowed."""
 
 MAX_DEATHS = 2
 """What was under way when this many engines died, a row or a generation being loaded, is given up with an error."""
@@ -39,115 +52,242 @@ MAX_DEATHS = 2
 class Command:
     """Something to tell one engine besides batches."""
 
-    message: LoadGeneration | DropGeneration | Measure
+    message: LoadGeneration | DropGeneration | PinGeneration | Measure
     done: Future[Any] = field(default_factory=Future)
     """The engine's answer."""
     deaths: int = 0
     """Engines that died while they carried it out."""
+    sent: float = 0.0
+
+    @property
+    def key(self) -> tuple[type, int]:
+        """Of the answer that will come."""
+        if isinstance(self.message, Measure):
+            return Measured, 0
+        answers = {LoadGeneration: GenerationLoaded, DropGeneration: GenerationDropped, PinGeneration: GenerationPinned}
+        return answers[type(self.message)], self.message.generation
+
+
+@dataclass(frozen=True)
+class Work:
+    """A batch to run, and generations that should be brought nearer meanwhile."""
+
+    batch: Batch
+    upcoming: list[int]
+
+
+@dataclass
+class Flight:
+    """A batch that the engine has."""
+
+    batch: Batch
+    sent: float
+    started: float
+    """When the engine began with it, as far as can be told from here."""
 
 
 class Desk(Protocol):
     """What a lane needs of the dispatcher; all of it takes the dispatcher's own lock."""
 
-    def next_work(self, lane: Lane) -> Batch | Command | None:
-        """Wait for a command for ``lane`` or a batch; None to stop."""
+    def next_work(self, lane: Lane) -> Work | Command | EngineDied | None:
+        """Wait for a command for ``lane``, a batch, or the engine's death; None to stop."""
 
     def batch_done(self, batch: Batch, answer: BatchDone, started: float) -> None:
         """``batch`` was started at ``started`` and is answered."""
 
-    def batch_lost(self, batch: Batch, error: EngineDied) -> None:
-        """The engine died under ``batch``."""
+    def batch_lost(self, batch: Batch, error: EngineDied, blamed: bool) -> None:
+        """The engine died before it answered ``batch``; ``blamed``: while it ran it."""
+
+    def wake(self) -> None:
+        """Something that `next_work` waits for has changed."""
 
     def wait_stopping(self, seconds: float) -> bool:
         """Wait, at most so long, for the stop; whether it came."""
 
 
 class Lane:
-    """See the module. ``commands`` is guarded by the dispatcher's lock."""
+    """See the module. ``commands`` and ``flights`` are guarded by the dispatcher's lock, but for single steps."""
 
-    def __init__(self, engine: EngineProcess, desk: Desk, log: Callable[[str], None]) -> None:
+    def __init__(self, engine: EngineProcess, desk: Desk, log: Callable[[str], None], *, ahead: bool = False) -> None:
+        """``ahead``: whether a batch may be sent while another one runs."""
         self.engine = engine
+        self.ahead = ahead
         self.commands: deque[Command] = deque()
+        self.flights: deque[Flight] = deque()
+        """Batches that the engine has, the running one first."""
+        self.died: EngineDied | None = None
+        """Why the engine is no more, until it is started anew."""
+        self.resident: set[int] = set()
+        """Generations whose adapters are in its slots."""
         self.ready: Future[BackboneFacts] = Future()
         """The backbone's facts, or why the engine cannot start."""
         self.device: DeviceFacts | None = None
         """What the engine computes on, once it is ready."""
         self._desk = desk
         self._log = log
+        self._asked: dict[tuple[type, int], Command] = {}
+        """Commands that were sent."""
         self._live: dict[int, LoadGeneration] = {}
-        self._thread = threading.Thread(target=self._run, name=f"engine {engine.device}")
+        self._feeding = threading.Thread(target=self._feed, name=f"engine {engine.device}")
+        self._hearing: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the thread, which starts the engine."""
-        self._thread.start()
+        self._feeding.start()
 
     def join(self) -> None:
         """Wait until the thread, and with it the engine, has ended."""
-        if self._thread.ident is not None:
-            self._thread.join()
+        if self._feeding.ident is not None:
+            self._feeding.join()
 
-    def _run(self) -> None:
+    @property
+    def idle(self) -> bool:
+        """Whether the engine owes no answer."""
+        return not self.flights and not self._asked
+
+    # ---- feeding ----
+
+    def _feed(self) -> None:
         try:
             ready = self.engine.start(START_TIMEOUT)
-            self.device = ready.device
-            self.ready.set_result(ready.facts)
         except FMplexError as error:
             self.ready.set_exception(error)
             return
+        self.device = ready.device
+        self._hear()
+        self.ready.set_result(ready.facts)
         while (work := self._desk.next_work(self)) is not None:
-            try:
-                if isinstance(work, Batch):
-                    self._batch(work)
-                else:
-                    self._command(work)
-            except EngineDied as error:
-                self._log(f"{error}; starting a new one")
-                if isinstance(work, Batch):
-                    self._desk.batch_lost(work, error)
-                else:
-                    self._command_lost(work, error)
-                if not self._restart():
+            if isinstance(work, EngineDied):
+                if not self._revive(work):
                     break
-        self.engine.stop(timeout=5.0)
+            elif isinstance(work, Work):
+                self._send_batch(work)
+            else:
+                self._send_command(work)
+        self._end(5.0)
 
-    def _batch(self, batch: Batch) -> None:
+    def _end(self, timeout: float) -> None:
+        """End the engine, kindly for so many seconds, and the hearing with it."""
+        self.engine.stop(timeout)
+        if self._hearing is not None:
+            self._hearing.join()
+        self.engine.close()
+
+    def _send_batch(self, work: Work) -> None:
+        batch = work.batch
         tasks: list[RowTask] = [row.payload for row in batch.rows]
         generations = [task.member.generation.number for task in tasks]
-        started = time.monotonic()
-        message = RunBatch(batch.number, generations, [task.encoded.tokens for task in tasks])
-        answer = self.engine.call(message, BatchDone, ANSWER_TIMEOUT)
-        places = sorted(place for group in answer.groups for place in group.rows)
-        if answer.batch != batch.number or places != list(range(len(tasks))):
-            self.engine.kill()
-            raise EngineDied(f"engine on {self.engine.device}: answered rows {places} of {len(tasks)}")
-        self._desk.batch_done(batch, answer, started)
+        now = time.monotonic()
+        self.flights.append(Flight(batch, now, now))
+        self._send(RunBatch(batch.number, generations, [task.encoded.tokens for task in tasks], work.upcoming))
 
-    def _command(self, command: Command) -> None:
-        message, future = command.message, command.done
-        if isinstance(message, LoadGeneration):
-            loaded = self.engine.call(message, GenerationLoaded, ANSWER_TIMEOUT)
-            if loaded.error is None:
-                self._live[message.generation] = message
-            future.set_result(loaded)
-        elif isinstance(message, Measure):
-            future.set_result(self.engine.call(message, Measured, ANSWER_TIMEOUT))
-        elif self._live.pop(message.generation, None) is not None:
-            future.set_result(self.engine.call(message, GenerationDropped, ANSWER_TIMEOUT))
-        else:
-            future.set_result(GenerationDropped(message.generation))  # the engine that held it is gone
+    def _send_command(self, command: Command) -> None:
+        message = command.message
+        if isinstance(message, DropGeneration) and self._live.pop(message.generation, None) is None:
+            command.done.set_result(GenerationDropped(message.generation))  # the engine that held it is gone
+            return
+        if isinstance(message, PinGeneration):
+            if message.generation not in self._live:
+                command.done.set_result(GenerationPinned(message.generation, None))
+                return
+            self._live[message.generation] = replace(self._live[message.generation], pinned=message.pinned)
+        command.sent = time.monotonic()
+        self._asked[command.key] = command
+        self._send(message)
+
+    def _send(self, message: object) -> None:
+        try:
+            self.engine.send(message)
+        except EngineDied as error:  # the hearing thread will know too; what was sent is given back then
+            self._log(f"{error}")
+
+    # ---- hearing ----
+
+    def _hear(self) -> None:
+        self._hearing = threading.Thread(target=self._listen, name=f"answers of {self.engine.device}")
+        self._hearing.start()
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                answer = self.engine.receive(LISTEN_SECONDS)
+                if answer is not None:
+                    self._take(answer)
+                elif (oldest := self._oldest()) and time.monotonic() - oldest > ANSWER_TIMEOUT:
+                    raise EngineDied(f"engine on {self.engine.device}: did not answer for {ANSWER_TIMEOUT:.0f} s")
+        except EngineDied as error:
+            self.died = error
+            self._desk.wake()
+
+    def _oldest(self) -> float | None:
+        """Since when the engine owes what it has owed longest."""
+        sent = [flight.started for flight in list(self.flights)[:1]] + [c.sent for c in list(self._asked.values())]
+        return min(sent, default=None)
+
+    def _take(self, answer: Any) -> None:
+        if isinstance(answer, BatchDone):
+            self._take_batch(answer)
+            return
+        key = (type(answer), getattr(answer, "generation", 0))
+        command = self._asked.pop(key, None)
+        if command is None:
+            raise EngineDied(
+                f"engine on {self.engine.device}: answered {type(answer).__name__}, which nobody asked for"
+            )
+        if isinstance(answer, GenerationLoaded) and answer.error is None:
+            assert isinstance(command.message, LoadGeneration)
+            self._live[answer.generation] = command.message
+            if command.message.pinned:
+                self.resident.add(answer.generation)
+        if isinstance(answer, GenerationDropped):
+            self.resident.discard(answer.generation)
+        command.done.set_result(answer)
+        if self.idle:
+            self._desk.wake()
+
+    def _take_batch(self, answer: BatchDone) -> None:
+        flight = self.flights[0] if self.flights else None
+        places = sorted(place for group in answer.groups for place in group.rows)
+        if flight is None or answer.batch != flight.batch.number or places != list(range(len(flight.batch.rows))):
+            rows = len(flight.batch.rows) if flight else 0
+            raise EngineDied(f"engine on {self.engine.device}: answered rows {places} of {rows}")
+        self.resident.difference_update(answer.evicted)
+        self.resident.update(answer.installed)
+        now = time.monotonic()
+        self.flights.popleft()
+        if self.flights:
+            self.flights[0].started = now
+        self._desk.batch_done(flight.batch, answer, flight.started)
+
+    # ---- death ----
+
+    def _revive(self, error: EngineDied) -> bool:
+        """Give back what the engine had, and start another; False where the host stops first."""
+        self._log(f"{error}; starting a new one")
+        self._end(0.0)
+        flights, asked = list(self.flights), list(self._asked.values())
+        self.flights.clear()
+        self._asked.clear()
+        for place, flight in enumerate(flights):
+            self._desk.batch_lost(flight.batch, error, blamed=place == 0)
+        for command in reversed(asked):
+            self._command_lost(command, error)
+        return self._restart()
 
     def _command_lost(self, command: Command, error: EngineDied) -> None:
         """Try once more on the next engine; what kills that one too is refused, so that it kills no third."""
         command.deaths += 1
-        if command.deaths < MAX_DEATHS:
+        if isinstance(command.message, DropGeneration):  # the next engine gets what is live, as it is
+            command.done.set_result(GenerationDropped(command.message.generation))
+        elif isinstance(command.message, PinGeneration):
+            command.done.set_result(GenerationPinned(command.message.generation, None))
+        elif command.deaths < MAX_DEATHS:
             self.commands.appendleft(command)  # atomic; only this thread takes from the left
         elif isinstance(command.message, LoadGeneration):
             reason = f"{MAX_DEATHS} engines died while they loaded it, the last one: {error}"
             command.done.set_result(GenerationLoaded(command.message.generation, reason))
-        elif isinstance(command.message, Measure):
-            command.done.set_exception(error)
         else:
-            command.done.set_result(GenerationDropped(command.message.generation))
+            command.done.set_exception(error)
 
     def _restart(self) -> bool:
         """Start anew with every live generation; tries until it works or the host stops, waiting longer each time."""
@@ -161,10 +301,13 @@ class Lane:
                 self._log(f"{error}; trying again in {pause:.1f} s")
                 self.engine.kill()
             else:
+                self.died = None
+                self._hear()
                 return True
         return False
 
     def _reload(self) -> None:
+        self.resident = {message.generation for message in self._live.values() if message.pinned}
         for message in list(self._live.values()):
             loaded = self.engine.call(message, GenerationLoaded, ANSWER_TIMEOUT)
             if loaded.error is not None:  # its rows are answered with an error; the other vFMs are served

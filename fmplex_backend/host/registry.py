@@ -1,49 +1,37 @@
 """Follows the model repository: reads, checks, loads and retires generations of vFMs.
 
-A scan compares the repository with what is served. A new or changed version is read, checked and loaded to one side
-and then swapped in whole; what is broken is refused by name and leaves everything else, its own older generation
-included, as it was. Where the answers go is `fmplex_backend.host.routes`.
+A scan compares the repository with what is served. New or changed versions are read, checked and loaded to one side,
+all of them; then their golden rows are asked, all together (`fmplex_backend.host.golden`); what answers them as it must
+is swapped in whole. What is broken is refused by name and leaves everything else, its own older generation included, as
+it was. Where the answers go is `fmplex_backend.host.routes`.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fmplex_backend.backbones.facts import BackboneFacts
+from fmplex_backend.encoders.text import TextEncoder
 from fmplex_backend.errors import FMplexError, Refused
 from fmplex_backend.host.dispatcher import Dispatcher
+from fmplex_backend.host.entries import Entry, Key, queue_policy, record
 from fmplex_backend.host.generations import Generation
+from fmplex_backend.host.golden import GoldenChecks, Verdict
 from fmplex_backend.host.routes import Claim, Route, RouteTable, Serving
+from fmplex_backend.messages import GenerationLoaded
 from fmplex_backend.repository.config import CONFIG_FILE, FMSettings, VfmConfig, read_config, vfm_config
+from fmplex_backend.repository.golden import Golden, read_golden
 from fmplex_backend.repository.interface import check_interface
-from fmplex_backend.repository.layout import model_dirs, ports_of, version_to_serve
-from fmplex_backend.repository.packed import pack, read_version, signature
-from fmplex_backend.scheduling.interface import VfmPolicy
+from fmplex_backend.repository.layout import ports_of
+from fmplex_backend.repository.packed import pack, read_version
+from fmplex_backend.repository.watch import Stamp, models
 
-
-@dataclass
-class _Entry:
-    """What is known of one ensemble that uses this physical FM."""
-
-    name: str
-    folder: Path
-    config_seen: tuple[int, int, int] | None = None
-    ports: frozenset[int] = frozenset()
-    """That its newest config maps, even where the config is refused for something else."""
-    config: VfmConfig | None = None
-    """The newest good one."""
-    config_refusal: Refused | None = None
-    seen: tuple[object, ...] | None = None
-    """Key of its version at the last scan."""
-    tried: tuple[object, ...] | None = None
-    """Key that was loaded or refused."""
-    refusal: Refused | None = None
-    generation: Generation | None = None
+THOROUGH_PART, THOROUGH_LEAST = 4, 64
+"""A scan looks at every file of a fourth of the vFMs, and of so many at least; of the others at the folder."""
 
 
 class Registry:
@@ -55,6 +43,7 @@ class Registry:
         fm: str,
         settings: FMSettings,
         facts: BackboneFacts,
+        encoder: TextEncoder,
         dispatcher: Dispatcher,
         work_dir: Path,
         log: Callable[[str], None],
@@ -62,9 +51,12 @@ class Registry:
         self._repository, self._fm, self._settings, self._facts = repository, fm, settings, facts
         self._dispatcher, self._work_dir, self._log = dispatcher, work_dir, log
         self._fm_max_batch_size = read_config(repository / fm / CONFIG_FILE).max_batch_size
-        self._entries: dict[str, _Entry] = {}
+        self._checks = GoldenChecks(encoder, dispatcher, settings.dtype)
+        self._entries: dict[str, Entry] = {}
         self._table = RouteTable()
         self._generations = 0
+        self._turn = 0
+        """The place, in the order of names, where the next scan's thorough looks begin."""
         self._at_rest = True
         self.routes: Mapping[int, Route] = {}
 
@@ -72,19 +64,28 @@ class Registry:
         """Bring what is served in line with the repository; whether it is, or a version waits for the next scan.
 
         A version whose files changed since the last scan is left for the next one, since somebody may still be
-        writing it; ``settled`` takes it at once.
+        writing it; ``settled`` takes it at once. Golden rows that are not answered yet are left for the next one too;
+        ``settled`` waits for them.
         """
         self._at_rest = True
-        folders = model_dirs(self._repository)
-        for name in self._entries.keys() - folders.keys():
+        found = models(self._repository)
+        for name in self._entries.keys() - found.keys():
             self._remove(self._entries.pop(name))
-        for name, folder in folders.items():
-            entry = self._entries.setdefault(name, _Entry(name, folder))
-            self._read_config(entry)
-            if entry.config is not None and not entry.config.is_bundle:
-                self._follow(entry, settled)
-        self._reroute()
-        return self._at_rest
+        share = max(THOROUGH_LEAST, math.ceil(len(found) / THOROUGH_PART))
+        ready = []
+        for place, (name, config_seen) in enumerate(found.items()):
+            entry = self._entries.get(name)
+            if entry is None:
+                entry = self._entries[name] = Entry(name, self._repository / name)
+            self._read_config(entry, config_seen)
+            if entry.config is not None and entry.is_vfm:
+                thorough = settled or (place - self._turn) % len(found) < share
+                if (key := self._follow(entry, entry.config, settled, thorough)) is not None:
+                    ready.append((entry, entry.config, key))
+        self._turn += share
+        self._load(ready)
+        self._swap(self._checks.run(to_the_end=settled))
+        return self._at_rest and not self._checks
 
     def _reroute(self) -> None:
         self.routes = self._table.build(self._claims(), time.monotonic())
@@ -99,12 +100,7 @@ class Registry:
 
     # ---- configurations ----
 
-    def _read_config(self, entry: _Entry) -> None:
-        try:
-            stat = (entry.folder / CONFIG_FILE).stat()
-        except OSError:
-            return  # gone between listing and looking; the next scan sees it
-        seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    def _read_config(self, entry: Entry, seen: Stamp) -> None:
         if seen == entry.config_seen:
             return
         entry.config_seen = seen
@@ -115,15 +111,26 @@ class Registry:
             self._log_refusal(entry, error)
             return
         entry.config_refusal = None
-        if config is None or config.is_bundle:
+        entry.is_vfm = config is not None and not config.is_bundle
+        if config is None or not entry.is_vfm:
             self._remove(entry)
         elif entry.generation is not None:
-            self._dispatcher.set_policy(entry.name, _queue_policy(config), new=False)
+            self._dispatcher.set_policy(entry.name, queue_policy(config), new=False)
             if entry.config is not None and entry.config.policy != config.policy:
                 self._log(f"vFM {entry.name!r}: policy is now {config.policy.model_dump()}")
         entry.config = config
+        self._pin(entry)
 
-    def _parse_config(self, entry: _Entry) -> VfmConfig | None:
+    def _pin(self, entry: Entry) -> None:
+        """Let the adapter of what is served keep its slot, or not any more, as the policy says."""
+        generation = entry.generation
+        wanted = entry.config is not None and entry.config.policy.pin_adapter
+        if generation is None or not generation.artifact.adapter or generation.pinned == wanted:
+            return
+        if (error := self._dispatcher.pin(generation, wanted)) is not None:
+            self._log(f"vFM {entry.name!r}: its adapter is not pinned: {error}")
+
+    def _parse_config(self, entry: Entry) -> VfmConfig | None:
         config = read_config(entry.folder / CONFIG_FILE)
         entry.ports = ports_of(config, self._fm)
         if entry.ports and max(entry.ports) >= self._settings.ports:
@@ -135,65 +142,109 @@ class Registry:
 
     # ---- generations ----
 
-    def _follow(self, entry: _Entry, settled: bool) -> None:
-        """Load the version that ``entry`` should serve, where it changed and its files have come to rest."""
-        assert entry.config is not None
-        version = version_to_serve(entry.config, entry.folder)
-        key = _key(entry.config, entry.folder, version)
+    def _follow(self, entry: Entry, config: VfmConfig, settled: bool, thorough: bool) -> Key | None:
+        """The key of the version to load now: where it changed and its files have come to rest."""
+        # What is on its way is looked at whole: a quick look does not see that a file is still being written.
+        key = entry.look(config, thorough=thorough or entry.seen != entry.tried)
         at_rest, entry.seen = settled or key == entry.seen, key
         if entry.generation is not None and entry.generation.key == key:
+            self._abandon(entry)
             entry.tried, entry.refusal = key, None
-            return
+            return None
         if key == entry.tried:
-            return
+            return None
         if not at_rest:
             self._at_rest = False
-            return
-        entry.tried = key
+            return None
+        return key
+
+    def _load(self, ready: Iterable[tuple[Entry, VfmConfig, Key]]) -> None:
+        """Load the versions that these keys are of, to one side, and have their golden rows asked."""
+        packed: list[tuple[Entry, Generation, Golden | None]] = []
+        for entry, config, key in ready:
+            self._abandon(entry)
+            entry.tried = key
+            try:
+                packed.append((entry, *self._packed(config, entry.folder, key)))
+            except FMplexError as error:
+                self._not_served(entry, key, error)
+        for (entry, generation, golden), loaded in zip(packed, self._loaded(packed), strict=True):
+            if isinstance(loaded, FMplexError):
+                generation.path.unlink(missing_ok=True)
+                self._not_served(entry, generation.key, loaded)
+            else:
+                generation.n_bytes = loaded.n_bytes
+                self._checks.add(generation, golden)
+
+    def _loaded(self, packed: list[tuple[Entry, Generation, Golden | None]]) -> list[GenerationLoaded | FMplexError]:
         try:
-            generation = self._load(entry.config, entry.folder, version, key)
-        except Refused as error:
-            entry.refusal = Refused(f"vFM {entry.name!r}: version {version}: {error}")
+            answers = self._dispatcher.load_all([generation for _, generation, _ in packed])
+        except FMplexError as error:  # the host stops
+            return [error for _ in packed]
+        return [answer if answer.error is None else Refused(answer.error) for answer in answers]
+
+    def _packed(self, config: VfmConfig, folder: Path, key: Key) -> tuple[Generation, Golden | None]:
+        """Read, check and pack one version. Raises `Refused`."""
+        version = key[0]
+        if not isinstance(version, int):
+            raise Refused("it has no version folder (1/, 2/ …) with a vfm.json")
+        path = folder / str(version)
+        if not path.is_dir():
+            raise Refused(f"version_policy names it, but there is no folder {version}/")
+        content = read_version(path, folder, self._facts, self._settings.max_adapter_rank)
+        check_interface(config, content, self._fm_max_batch_size)
+        golden = read_golden(path, folder, content.artifact, content.width)
+        self._generations += 1
+        packed = self._work_dir / f"{self._generations}.safetensors"
+        generation = Generation(self._generations, config.name, version, content.artifact, content.width, packed, key)
+        if content.adapter is not None:
+            generation.virtual_tokens = content.adapter.virtual_tokens
+        pack(content, packed)
+        return generation, golden
+
+    def _swap(self, verdicts: list[Verdict]) -> None:
+        """Serve what has passed, give back what has not; rows go to the new generations before the old ones retire."""
+        retired = []
+        for verdict in verdicts:
+            generation, entry = verdict.generation, self._entries[verdict.generation.vfm]
+            if verdict.error is not None:
+                self._not_served(entry, generation.key, verdict.error)
+                retired.append(generation)
+                continue
+            assert entry.config is not None
+            if entry.generation is None:
+                self._dispatcher.set_policy(entry.name, queue_policy(entry.config), new=True)
+            else:
+                retired.append(entry.generation)
+                if entry.generation.pinned:
+                    self._dispatcher.pin(entry.generation, False)
+            entry.generation, entry.refusal, entry.golden = generation, None, verdict.checked
+            self._pin(entry)
+            self._log(
+                f"vFM {entry.name!r}: version {generation.version} is served on port {entry.config.ports[0]} "
+                f"(generation {generation.number}, {generation.n_bytes} bytes, golden rows "
+                f"{'answered as they must be' if verdict.checked else 'none'})"
+            )
+        self._reroute()
+        for generation in retired:
+            self._dispatcher.retire(generation)
+
+    def _not_served(self, entry: Entry, key: Key, error: FMplexError) -> None:
+        if isinstance(error, Refused):
+            entry.refusal = Refused(f"vFM {entry.name!r}: version {key[0]}: {error}")
             self._log_refusal(entry, entry.refusal)
-        except FMplexError as error:
+        else:
             entry.tried = None  # not the vFM's fault: try again at the next scan
             self._log(f"vFM {entry.name!r}: {error}")
-        else:
-            self._swap(entry, entry.config, generation)
 
-    def _load(self, config: VfmConfig, folder: Path, version: int | None, key: tuple[object, ...]) -> Generation:
-        """Read, check, pack and load one version. Raises `Refused`."""
-        if version is None:
-            raise Refused("it has no version folder (1/, 2/ …) with a vfm.json")
-        if not (folder / str(version)).is_dir():
-            raise Refused(f"version_policy names it, but there is no folder {version}/")
-        content = read_version(folder / str(version), folder, self._facts, self._settings.max_adapter_rank)
-        check_interface(config, content, self._fm_max_batch_size)
-        self._generations += 1
-        path = self._work_dir / f"{self._generations}.safetensors"
-        generation = Generation(self._generations, config.name, version, content.artifact, content.width, path, key)
-        pack(content, path)
-        loaded = self._dispatcher.load(generation)
-        if loaded.error is not None:
-            path.unlink(missing_ok=True)
-            raise Refused(loaded.error)
-        generation.n_bytes = loaded.n_bytes
-        return generation
+    def _abandon(self, entry: Entry) -> None:
+        """What was loaded and not served yet is not wanted any more."""
+        if (generation := self._checks.forget(entry.name)) is not None:
+            self._dispatcher.retire(generation)
 
-    def _swap(self, entry: _Entry, config: VfmConfig, generation: Generation) -> None:
-        old, entry.generation, entry.refusal = entry.generation, generation, None
-        if old is None:
-            self._dispatcher.set_policy(entry.name, _queue_policy(config), new=True)
-        self._reroute()
-        if old is not None:
-            self._dispatcher.retire(old)
-        self._log(
-            f"vFM {entry.name!r}: version {generation.version} is served on port {config.ports[0]} "
-            f"(generation {generation.number}, {generation.n_bytes} bytes)"
-        )
-
-    def _remove(self, entry: _Entry) -> None:
+    def _remove(self, entry: Entry) -> None:
         """Its folder is gone, or it is no vFM any more: take no more rows; those that wait are answered."""
+        self._abandon(entry)
         generation, entry.generation, entry.tried = entry.generation, None, None
         if generation is None:
             return
@@ -202,7 +253,7 @@ class Registry:
         self._dispatcher.remove_vfm(entry.name)
         self._log(f"vFM {entry.name!r}: removed")
 
-    def _log_refusal(self, entry: _Entry, error: Refused) -> None:
+    def _log_refusal(self, entry: Entry, error: Refused) -> None:
         kept = f"; generation {entry.generation.number} goes on serving" if entry.generation else ""
         self._log(f"refused: {error}{kept}")
 
@@ -210,69 +261,5 @@ class Registry:
 
     def status(self) -> list[dict[str, Any]]:
         """One plain record a vFM or bundle, in name order."""
-        return [self._record(entry) for _, entry in sorted(self._entries.items()) if self._concerns(entry)]
-
-    def _concerns(self, entry: _Entry) -> bool:
-        return bool(entry.ports) or entry.config is not None or entry.config_refusal is not None
-
-    def _record(self, entry: _Entry) -> dict[str, Any]:
-        ports = sorted(entry.ports)
-        record: dict[str, Any] = {"name": entry.name, "ports": ports}
-        refusal = entry.config_refusal or entry.refusal
-        if len(ports) > 1:
-            refusal = refusal or self._bundle_refusal(entry)
-            state = "refused" if refusal else "serving"
-        else:
-            route = self.routes.get(ports[0]) if ports else None
-            if route is not None and not isinstance(route, Serving) and isinstance(route.error, Refused):
-                refusal = refusal or route.error
-            serves = isinstance(route, Serving) and route.generation.vfm == entry.name
-            state = "serving" if serves else ("refused" if refusal else "loading")
-        record |= {"state": state, "reason": str(refusal) if refusal else None, "bundle": len(ports) > 1}
-        if (generation := entry.generation) is not None and entry.config is not None:
-            record |= {
-                "version": generation.version,
-                "generation": generation.number,
-                "kind": generation.artifact.kind,
-                "labels": generation.artifact.labels,
-                "adapter": generation.artifact.adapter,
-                "n_bytes": generation.n_bytes,
-                "policy": entry.config.policy.model_dump(),
-                "waiting": self._dispatcher.waiting(entry.name),
-            }
-        return record
-
-    def _bundle_refusal(self, entry: _Entry) -> Refused | None:
-        for port, socket in (entry.config.outputs if entry.config else {}).values():
-            route = self.routes.get(port)
-            if route is None:
-                return Refused(f"bundle {entry.name!r}: port {port} has no vFM")
-            if not isinstance(route, Serving):
-                return Refused(f"bundle {entry.name!r}: {route.error}")
-            if socket not in route.generation.sockets:
-                kind = route.generation.artifact.kind
-                return Refused(
-                    f"bundle {entry.name!r}: vFM {route.generation.vfm!r} ({kind}) does not fill socket {socket!r}"
-                )
-        return None
-
-
-def _queue_policy(config: VfmConfig) -> VfmPolicy:
-    """The policy in the queue's terms: seconds, and None for what is not limited."""
-    policy = config.policy
-    rate = policy.rate_limit_rows_per_second
-    return VfmPolicy(
-        weight=policy.weight,
-        max_queue_size=policy.max_queue_size,
-        max_rows_in_flight=policy.max_rows_in_flight or None,
-        latency_slo=policy.latency_slo_ms / 1e3 or None,
-        rate=rate or None,
-        burst=policy.rate_limit_burst_rows or max(1, math.ceil(rate)),
-    )
-
-
-def _key(config: VfmConfig, folder: Path, version: int | None) -> tuple[object, ...]:
-    """What a generation depends on: its files, and what the configuration promises of it (not where, nor policy)."""
-    promised = tuple(sorted((n, s, config.output_dims.get(n)) for n, (_, s) in config.outputs.items()))
-    content = signature(folder / str(version)) if version is not None else None
-    return (version, content, promised, config.inputs, config.max_batch_size)
+        entries = [entry for _, entry in sorted(self._entries.items()) if entry.concerns]
+        return [record(entry, self.routes, self._dispatcher.waiting(entry.name)) for entry in entries]

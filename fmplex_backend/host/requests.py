@@ -67,6 +67,13 @@ class RowTask:
     deaths: int = 0
     """Engines that died while they ran it."""
 
+    def row(self, vfm: str, deadline: float | None) -> Row:
+        """As the queue of ``vfm`` takes it: same adapter and same tokens are twins."""
+        generation = self.member.generation
+        adapter = generation.number if generation.artifact.adapter else None
+        twin = (adapter, *(array.tobytes() for array in self.encoded.tokens.values()))
+        return Row(vfm, self.encoded.size + generation.virtual_tokens, self, deadline, adapter, twin)
+
 
 @dataclass(eq=False)
 class Pending:

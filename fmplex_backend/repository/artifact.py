@@ -5,6 +5,7 @@ An artifact is a version directory ``<vFM>/<N>/``, immutable once published::
     vfm.json           this schema
     adapter/           a PEFT checkpoint as PEFT writes it: adapter_config.json, adapter_model.safetensors
     head.safetensors   ``weight`` [outputs, hidden], ``bias`` [outputs] (fp32), where the head is linear
+    golden.json        rows and what they must be answered (see `golden`), where there are any
 """
 
 from __future__ import annotations

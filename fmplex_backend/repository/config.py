@@ -46,15 +46,27 @@ class FMSettings(_Parameters):
     ports: Annotated[int, Field(ge=1, le=16384)] = 1024
     max_batch_rows: Annotated[int, Field(ge=1, le=4096)] = 64
     """Most rows in one batch of the engine."""
-    max_adapters: Annotated[int, Field(ge=1, le=65536)] = 1024
-    """Most adapters that an engine keeps at a time."""
+    adapter_slots: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Adapters on an engine's device at a time, and so in one batch; those used least recently make room."""
+    adapter_memory_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 4096
+    """Host memory of an engine for adapters; what does not fit is read from disk when it is needed."""
     max_adapter_rank: Annotated[int, Field(ge=1, le=1024)] = 64
     engines: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*$")] = "cpu"
     """Devices, comma-separated, one engine process each."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Compute threads of a CPU engine; 0 is every core the process may use."""
+    batches_ahead: Annotated[int, Field(ge=-1, le=1)] = -1
+    """Batches that an engine gets while another one runs, 0 or 1; -1 is 1 on a GPU, which must not wait for the next
+    decision, and 0 on a CPU."""
+    cuda_graphs: bool = True
+    """Whether a GPU's forward passes are captured as graphs, one for each shape, that serve every mix of adapters."""
     policy: PolicyName = "fair"
     """Scheduling policy: weighted fair shares; the others are for comparison (see `fmplex_backend.scheduling`)."""
+
+    @property
+    def ahead(self) -> bool:
+        """Whether engines get a batch while another one runs."""
+        return self.batches_ahead == 1 or (self.batches_ahead == -1 and "cuda" in self.engines)
 
     def located(self, folder: Path) -> FMSettings:
         """These settings with a backbone that lies inside the physical FM's ``folder`` made absolute."""
@@ -81,6 +93,8 @@ class Policy(_Parameters):
     """Rows that may be asked for, on average; a request beyond it is answered UNAVAILABLE; 0 is no limit."""
     rate_limit_burst_rows: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Rows that may be asked for at once after a pause; 0 is what the rate allows in a second, at least 1."""
+    pin_adapter: bool = False
+    """Whether its adapter keeps a slot, however seldom it is used; half of a physical FM's slots may be given so."""
 
 
 class VfmConfig(BaseModel):

@@ -3,13 +3,24 @@
 Packing has two reasons. What was checked is what is loaded, however the vFM's folder changes meanwhile; and an engine
 that starts anew gets every live generation back without another look at folders that may be gone.
 
-The file is safetensors; tensors are named ``lora_A/<layer>``, ``lora_B/<layer>``, ``bias_delta/<layer>``,
-``bias/<module>`` and ``head/<parameter>``, and the header carries ``vfm.json``.
+The file is safetensors, all fp32; the header carries ``vfm.json``. Tensors, as `peft_checkpoint.AdapterWeights` defines
+them:
+
+=======================  ==============================================
+``lora_A/<layer>``       [rank, in]
+``lora_B/<layer>``       [out, rank], scaled
+``bias_delta/<layer>``   [out]
+``bias/<module>``        [size]
+``magnitude/<layer>``    [out], of layers that have lora_A and lora_B
+``out_scale/<layer>``    [out]
+``in_scale/<layer>``     [in]
+``prompt/embeddings``    [virtual tokens, hidden]
+``head/<parameter>``     by the head's own names
+=======================  ==============================================
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +34,7 @@ from fmplex_backend.backbones.facts import BackboneFacts
 from fmplex_backend.errors import Refused
 from fmplex_backend.repository.artifact import ADAPTER_DIR, ARTIFACT_FILE, HEAD_FILE, Artifact
 from fmplex_backend.repository.config import explain
-from fmplex_backend.repository.peft_checkpoint import LoraWeights, read_checkpoint
+from fmplex_backend.repository.peft_checkpoint import AdapterWeights, read_checkpoint
 from fmplex_backend.repository.safe_files import read_json, read_tensors
 
 
@@ -32,7 +43,8 @@ class VersionContent:
     """Everything a version directory says, checked against the backbone."""
 
     artifact: Artifact
-    adapter: LoraWeights | None
+    """``vfm.json``; with a prompt, ``encoder.max_length`` is set to what the prompt leaves of the backbone's limit."""
+    adapter: AdapterWeights | None
     head: dict[str, Array]
     """``linear``: ``weight`` [outputs, hidden] and ``bias`` [outputs]; ``transformers``: by transformers' names."""
     width: int
@@ -59,6 +71,8 @@ def read_version(version_dir: Path, root: Path, facts: BackboneFacts, max_rank: 
     if limit is not None and limit > facts.max_length:
         raise Refused(f"encoder.max_length {limit} exceeds the backbone's {facts.max_length} tokens")
     adapter = read_checkpoint(version_dir / ADAPTER_DIR, root, facts, max_rank) if artifact.adapter else None
+    if adapter is not None and adapter.prompt is not None:
+        artifact = _with_prompt(artifact, adapter, facts)
     if artifact.head == "transformers" and adapter is not None:
         return VersionContent(artifact, adapter, adapter.head, len(artifact.labels or ("value",)))
     if adapter is not None and adapter.head:
@@ -67,6 +81,26 @@ def read_version(version_dir: Path, root: Path, facts: BackboneFacts, max_rank: 
         return VersionContent(artifact, adapter, {}, facts.hidden_size)
     head = read_tensors(version_dir / HEAD_FILE, root)
     return VersionContent(artifact, adapter, head, _check_linear(head, artifact, facts))
+
+
+def _with_prompt(artifact: Artifact, adapter: AdapterWeights, facts: BackboneFacts) -> Artifact:
+    """``artifact`` with room for the prompt. Raises `Refused` where text and prompt are too long, or do not fit."""
+    own_head = adapter.task_type != "FEATURE_EXTRACTION"
+    if own_head != (artifact.head == "transformers"):
+        # PEFT keeps type ids with a task class's own head and drops them without, so the two must not be mixed up.
+        right = "'transformers'" if own_head else "'linear' or 'identity'"
+        raise Refused(
+            f"adapter/ is a prompt of task_type {adapter.task_type!r}, so 'head' must be {right}, not {artifact.head!r}"
+        )
+    room = facts.max_length - adapter.virtual_tokens
+    limit = artifact.encoder.max_length
+    if limit is not None and limit > room:
+        raise Refused(
+            f"encoder.max_length {limit} and the prompt's {adapter.virtual_tokens} virtual tokens exceed the "
+            f"backbone's {facts.max_length} tokens; at most {room} are left for the text"
+        )
+    encoder = artifact.encoder.model_copy(update={"max_length": limit or room})
+    return artifact.model_copy(update={"encoder": encoder})
 
 
 def _check_linear(head: dict[str, Array], artifact: Artifact, facts: BackboneFacts) -> int:
@@ -89,29 +123,18 @@ def pack(content: VersionContent, path: Path) -> None:
     """Write ``content`` to ``path``, whole or not at all."""
     tensors = {f"head/{name}": array for name, array in content.head.items()}
     if (adapter := content.adapter) is not None:
-        for kind, table in (
-            ("lora_A", adapter.a),
-            ("lora_B", adapter.b),
-            ("bias_delta", adapter.bias_delta),
-            ("bias", adapter.bias),
-        ):
-            tensors |= {f"{kind}/{name}": array for name, array in table.items()}
+        tables = {
+            "lora_A": adapter.a,
+            "lora_B": adapter.b,
+            "bias_delta": adapter.bias_delta,
+            "bias": adapter.bias,
+            "magnitude": adapter.magnitude,
+            "out_scale": adapter.out_scale,
+            "in_scale": adapter.in_scale,
+            "prompt": {} if adapter.prompt is None else {"embeddings": adapter.prompt},
+        }
+        tensors |= {f"{kind}/{name}": array for kind, table in tables.items() for name, array in table.items()}
     partial = path.with_suffix(".partial")
     contiguous = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in tensors.items()}
     save_file(contiguous, partial, metadata={"artifact": content.artifact.model_dump_json()})
     os.replace(partial, path)
-
-
-def signature(folder: Path) -> str:
-    """A digest of names, sizes and times of every file under ``folder``: changes when anything in it does."""
-    digest = hashlib.blake2b(digest_size=16)
-    for parent, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            try:
-                stat = os.stat(os.path.join(parent, name))
-            except OSError:
-                digest.update(f"{parent}/{name}?".encode())
-                continue
-            digest.update(f"{parent}/{name}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ino}".encode())
-    return digest.hexdigest()

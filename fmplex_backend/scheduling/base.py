@@ -10,8 +10,8 @@ import heapq
 import itertools
 import math
 from abc import abstractmethod
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Container, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -66,8 +66,6 @@ class Taken:
     """What one vFM has in the batch being made."""
 
     rows: int = 0
-    work: float = 0.0
-    """Σu of its rows, at k = 1."""
     tentative: float = 0.0
     largest: float = 0.0
     """The largest tentative charge of one row."""
@@ -88,6 +86,8 @@ class PolicyQueue(Queue, Generic[StateT]):
     def __init__(self, max_batch_rows: int, cost: CostModel) -> None:
         """``max_batch_rows``: most rows in a batch; ``cost``: what batches are predicted and charged by."""
         self.max_batch_rows = max_batch_rows
+        self.slots = max_batch_rows
+        """Most adapters in a batch."""
         self.cost = cost
         self.k = 1.0
         """How much slower the device is than the cost model, as measured lately."""
@@ -102,6 +102,8 @@ class PolicyQueue(Queue, Generic[StateT]):
         self._deadlines: list[tuple[float, int, Row]] = []
         """Lazy heap of rows by deadline."""
         self._measured_at = -math.inf
+        self._resident: Container[Hashable] | None = None
+        """Adapters in the slots of the device that the batch is for."""
         self.average = cost.alpha
         """Seconds that a batch takes, lately."""
 
@@ -138,6 +140,10 @@ class PolicyQueue(Queue, Generic[StateT]):
     def change_cost(self, cost: CostModel) -> None:
         """See `Queue`."""
         self.cost, self.k = cost, 1.0
+
+    def change_slots(self, slots: int) -> None:
+        """See `Queue`; only `fair` keeps to it, from others a batch may have to be run in parts."""
+        self.slots = slots
 
     def _known(self, vfm: str) -> StateT:
         state = self._vfms[vfm]
@@ -262,11 +268,12 @@ class PolicyQueue(Queue, Generic[StateT]):
         """Seconds that ``row`` should take in a batch of its own."""
         return self.k * (self.cost.alpha + self.cost.work(row.size) + self.cost.gamma)
 
-    def next_batch(self, now: float) -> Decision:
+    def next_batch(self, now: float, resident: Container[Hashable] | None = None) -> Decision:
         """See `Queue`."""
         decision = self.expire(now)
         if not self._waiting:
             return decision
+        self._resident = resident
         taken: dict[StateT, Taken] = {}
         rows = self._choose(now, taken, decision.expired)
         if not rows:
@@ -278,7 +285,11 @@ class PolicyQueue(Queue, Generic[StateT]):
         self._chosen(taken)
         return Decision(batch, decision.expired)
 
-    def _take(self, state: StateT, row: Row, work: float, taken: dict[StateT, Taken]) -> Taken:
+    def upcoming(self, limit: int) -> list[Hashable]:
+        """See `Queue`; nothing, where a policy does not know."""
+        return []
+
+    def _take(self, state: StateT, row: Row, taken: dict[StateT, Taken]) -> Taken:
         """Make ``row`` run, and note it in ``taken``."""
         row.state = "running"
         state.running += 1
@@ -287,19 +298,25 @@ class PolicyQueue(Queue, Generic[StateT]):
         if part is None:
             part = taken[state] = Taken()
         part.rows += 1
-        part.work += work
         return part
 
     def _price(self, rows: list[Row], taken: dict[StateT, Taken]) -> Batch:
-        cost, n = self.cost, len(rows)
-        parts = {state: cost.part(part.rows, part.work, n) for state, part in taken.items()}
+        cost, seen = self.cost, Counter(row if row.twin is None else row.twin for row in rows)
+        n = len(seen)
+        count = {state.name: 0.0 for state in taken}
+        work = dict(count)
+        for row in rows:  # twins share the one row that they are to the backbone
+            part = 1.0 if row.twin is None else 1.0 / seen[row.twin]
+            count[row.vfm] += part
+            work[row.vfm] += part * cost.work(row.size)
+        parts = {state: cost.part(count[state.name], work[state.name], n) for state in taken}
         total = sum(parts.values())
         shares = {
             state.name: Share(part.rows, parts[state] / total, part.tentative, part.largest, state.policy.weight)
             for state, part in taken.items()
         }
         predicted = self.k * (cost.alpha + n * cost.work(max(row.size for row in rows)) + cost.gamma * len(taken))
-        return Batch(self._batches, tuple(rows), predicted, shares)
+        return Batch(self._batches, tuple(rows), predicted, shares, n)
 
     # ---- the bill ----
 

@@ -8,7 +8,8 @@ seconds of device time: α to launch it at all, u for each row as long as the lo
 distinct adapter and head. α, β, γ, δ are fitted when an engine starts; k follows the device from batch to batch.
 
 The charge rule: a vFM pays an equal part of α for each of its rows, the work of its own rows *unpadded*, and γ. The
-parts are scaled to what the batch took, so that padding and noise are borne by all in proportion.
+parts are scaled to what the batch took, so that padding and noise are borne by all in proportion. Twins, rows that are
+the same to the backbone, run as one row and share what it costs; n counts them once.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class CostModel:
         sizes = list(sizes)
         return self.alpha + len(sizes) * self.work(max(sizes)) + self.gamma * vfms
 
-    def part(self, rows: int, work: float, batch_rows: int) -> float:
+    def part(self, rows: float, work: float, batch_rows: int) -> float:
         """What a vFM with ``rows`` rows of ``work`` seconds in all would pay of an unpadded batch of ``batch_rows``."""
         return self.alpha * rows / batch_rows + work + self.gamma
 

@@ -60,7 +60,7 @@ class DeficitRoundRobinQueue(PolicyQueue[DrrState]):
                 state.due_quantum = False
             if seconds <= state.deficit:
                 for row in rows:
-                    self._take(state, row, self.cost.work(row.size), taken)
+                    self._take(state, row, taken)
                 return rows
             state.due_quantum = True
             self._ring.rotate(-1)

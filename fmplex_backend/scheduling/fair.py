@@ -12,9 +12,11 @@ Rules
    v ≤ least v + T. A row that is late anyway is not urgent any more.
 3. **Fair fill.** Then the backlogged vFM with the least v gives a row: its oldest, or once it is in the batch the one
    whose length fits the batch best. A vFM none of whose rows fits holds the others: nobody is served beyond its v + T.
-   This is gone through twice: first for rows that add hardly any padding (ρ·α/16), then for any that fit. Taken in
-   the order of v alone, rows of many lengths would use up the padding that a batch may waste while it is small.
-4. **What fits.** The first row always does. Others fit if the batch keeps within its rows and vFMs, wastes at most
+   This is gone through up to three times: for rows that add hardly any padding (ρ·α/16) and whose adapters are in the
+   device's slots; for others that add hardly any; for any that fit. Taken in the order of v alone, rows of many lengths
+   would use up the padding that a batch may waste while it is small. A resident adapter is no more than that: whose
+   adapter is not resident is held back by at most T, like who does not fit.
+4. **What fits.** The first row always does. Others fit if the batch keeps within its rows and adapters, wastes at most
    ρ·α on padding, costs at most ``cap``, and makes no row in it late.
    cap = min(c_cap·kα, max(1.5·kα, a third of the tightest latency objective of the vFMs active lately)). c_cap is 32
    (a launch is 3 % of such a batch), and 12 while vFMs come and go next to others that wait, since a row that comes
@@ -27,6 +29,8 @@ Rules
 7. **V** follows: V = max(V, min(v of the last row taken before its charge, least v)). When everything is idle,
    V = max(V, every v): who has had more does not pay for it later.
 8. A row that cannot meet its deadline even alone is never run.
+9. **Twins**, rows that are the same to the backbone, run as one: the first is taken for what it costs, the others, of
+   vFMs with v ≤ least v + T, come along for γ. Priced by the charge rule, they share what the one row costs.
 
 **Theorem 1** (row-level SFQ bound). While vFMs i and j stay backlogged, over any span of batches
 |Wᵢ/wᵢ − Wⱼ/wⱼ| ≤ 2T + ψᵢ + ψⱼ + 5e, where W is the device time charged, ψ the largest charge of one row over its
@@ -50,7 +54,7 @@ import heapq
 import math
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 from fmplex_backend.scheduling.base import PolicyQueue, Taken, VfmState, in_line
@@ -71,6 +75,8 @@ ACTIVE_SECONDS = 1.0
 """A vFM that had a row within this time is active: its latency objective bounds the batches."""
 OBJECTIVE_PART = 1 / 3
 """A row may have to wait for a batch before its own: two thirds, and one for noise and what is not device time."""
+MOST_TWINS = 4
+"""Most rows in a batch, in times of what the backbone may run."""
 CAP_FLOOR = 1.5
 """No objective presses a batch below this many launches: throughput would collapse."""
 
@@ -140,11 +146,38 @@ class FairState(VfmState):
 class _Draft:
     """The batch being made."""
 
-    __slots__ = ("cap", "last_tag", "latest", "launch", "longest", "rows", "size_class", "slack", "taken", "total")
+    __slots__ = (
+        "adapters",
+        "cap",
+        "held",
+        "last_tag",
+        "latest",
+        "launch",
+        "longest",
+        "passed_cold",
+        "physical",
+        "rows",
+        "size_class",
+        "slack",
+        "taken",
+        "total",
+        "twins",
+        "warm_only",
+    )
 
     def __init__(self, taken: dict[FairState, Taken], cap: float, launch: float) -> None:
         self.taken = taken
         self.rows: list[Row] = []
+        self.physical = 0
+        """What the backbone runs of them: twins count once."""
+        self.twins: set[Hashable] = set()
+        self.adapters: set[Hashable] = set()
+        self.warm_only = False
+        """Whether only rows are taken whose adapters are in slots already."""
+        self.passed_cold = False
+        """Whether one was not taken for that reason."""
+        self.held = math.inf
+        """Greatest v of who may be served, for the sake of those whose rows did not fit."""
         self.longest = 0.0
         """uT: the work of its longest row."""
         self.size_class = 0
@@ -171,21 +204,25 @@ class BatchFairQueue(PolicyQueue[FairState]):
         max_batch_rows: int,
         cost: CostModel,
         *,
-        max_batch_vfms: int | None = None,
+        slots: int | None = None,
         tuning: Tuning | None = None,
     ) -> None:
-        """``max_batch_vfms``: most vFMs in a batch (an engine's adapter slots)."""
+        """``slots``: most adapters in a batch."""
         super().__init__(max_batch_rows, cost)
         self.tuning = tuning or Tuning()
+        if slots is not None:
+            self.slots = slots
         self.virtual_time = 0.0
         """V."""
-        self._max_batch_vfms = max_batch_vfms or max_batch_rows
         self._least = Ranking[FairState]()
         """The backlogged vFMs, which have rows that wait and room to run one, by v."""
         self._due: list[tuple[float, int, Row]] = []
         """Lazy heap of rows by the time they are due."""
         self._objectives = Ranking[FairState]()
         """vFMs that were active lately, by latency objective."""
+        self._twins: dict[Hashable, list[Row]] = {}
+        """Rows by what they are to the backbone; those that wait no more leave in time."""
+        self._twin_entries = 0
         self._charged: set[FairState] = set()
         """Who was charged since everything was idle: nobody else can be ahead of V."""
         self._running = 0
@@ -200,9 +237,14 @@ class BatchFairQueue(PolicyQueue[FairState]):
         launch = self.cost.alpha / min(self.max_batch_rows, self._waiting)
         draft = _Draft(taken, self._cap(now), launch)
         self._take_urgent(draft, now)
-        for slack in (self.tuning.snug * self.tuning.padding * self.cost.alpha, math.inf):
-            draft.slack = slack
+        draft.slack = self.tuning.snug * self.tuning.padding * self.cost.alpha
+        draft.warm_only = self._resident is not None
+        self._fill(draft, now, expired)
+        draft.warm_only = False
+        if draft.passed_cold:
             self._fill(draft, now, expired)
+        draft.slack = math.inf
+        self._fill(draft, now, expired)
         self._last_tag = draft.last_tag
         return draft.rows
 
@@ -244,18 +286,18 @@ class BatchFairQueue(PolicyQueue[FairState]):
 
     def _fill(self, draft: _Draft, now: float, expired: list[Row]) -> None:
         """Rule 3."""
-        held = math.inf
+        draft.held = math.inf
         aside: list[tuple[float, int, FairState]] = []
-        while len(draft.rows) < self.max_batch_rows and len(aside) <= self.tuning.max_skip:
+        while draft.physical < self.max_batch_rows and len(aside) <= self.tuning.max_skip:
             state = self._least.least()
-            if state is None or state.tag > held:
+            if state is None or state.tag > draft.held:
                 break
             row = self._next_row(draft, state, now, expired)
             if row is not None:
                 self._take_into(draft, state, row, now)
             elif state in self._least:
                 aside.append(self._least.set_aside())
-                held = min(held, state.tag + self.tolerance)
+                draft.held = min(draft.held, state.tag + self.tolerance)
         self._least.bring_back(aside)
 
     def _next_row(self, draft: _Draft, state: FairState, now: float, expired: list[Row]) -> Row | None:
@@ -282,20 +324,31 @@ class BatchFairQueue(PolicyQueue[FairState]):
 
     def _fits(self, draft: _Draft, state: FairState, row: Row, now: float) -> bool:
         """Rule 4."""
-        before = len(draft.rows)
+        if row.adapter is not None and row.adapter not in draft.adapters:
+            if draft.warm_only and row.adapter not in self._resident:  # type: ignore[operator]
+                draft.passed_cold = True
+                return False
+            if draft.rows and len(draft.adapters) >= self.slots:
+                return False
+        before = draft.physical
         if not before:
             return True
-        rows = before + 1
-        vfms = len(draft.taken) + (state not in draft.taken)
-        if rows > self.max_batch_rows or vfms > self._max_batch_vfms:
+        if len(draft.rows) >= MOST_TWINS * self.max_batch_rows:
             return False
         cost = self.cost
-        work = cost.work(row.size)
-        padded = rows * max(draft.longest, work)
-        if padded - before * draft.longest - work > draft.slack:
-            return False
-        if padded - draft.total - work > self.tuning.padding * cost.alpha:
-            return False
+        vfms = len(draft.taken) + (state not in draft.taken)
+        if row.twin in draft.twins:
+            padded = before * draft.longest
+        else:
+            rows = before + 1
+            if rows > self.max_batch_rows:
+                return False
+            work = cost.work(row.size)
+            padded = rows * max(draft.longest, work)
+            if padded - before * draft.longest - work > draft.slack:
+                return False
+            if padded - draft.total - work > self.tuning.padding * cost.alpha:
+                return False
         seconds = self.k * (cost.alpha + padded + cost.gamma * vfms)
         return seconds <= draft.cap and now + seconds <= min(draft.latest, self._latest(row, now))
 
@@ -309,10 +362,11 @@ class BatchFairQueue(PolicyQueue[FairState]):
         return latest
 
     def _take_into(self, draft: _Draft, state: FairState, row: Row, now: float) -> None:
-        """Rule 6: take ``row`` and charge for it at once."""
-        work = self.cost.work(row.size)
-        part = self._take(state, row, work, draft.taken)
-        charge = self.k * (draft.launch + work + (self.cost.gamma if part.rows == 1 else 0.0))
+        """Rules 6 and 9: take ``row``, charge for it at once, and let its twins come along."""
+        first = row.twin is None or row.twin not in draft.twins
+        work, launch = (self.cost.work(row.size), draft.launch) if first else (0.0, 0.0)
+        part = self._take(state, row, draft.taken)
+        charge = self.k * (launch + work + (self.cost.gamma if part.rows == 1 else 0.0))
         part.tentative += charge
         part.largest = max(part.largest, charge)
         draft.last_tag = state.tag
@@ -320,11 +374,32 @@ class BatchFairQueue(PolicyQueue[FairState]):
         state.youngest = max(state.youngest, row.number)
         state.stale += 1
         draft.rows.append(row)
+        draft.physical += first
         draft.total += work
+        if row.adapter is not None:
+            draft.adapters.add(row.adapter)
         if work >= draft.longest:
             draft.longest, draft.size_class = work, _length_class(row)
         draft.latest = min(draft.latest, self._latest(row, now))
         self._refresh(state)
+        if first and row.twin is not None:
+            draft.twins.add(row.twin)
+            self._take_twins(draft, row, now)
+
+    def _take_twins(self, draft: _Draft, row: Row, now: float) -> None:
+        """Rule 9: the other waiting rows that are the same to the backbone."""
+        others = self._twins.pop(row.twin, [])
+        self._twin_entries -= len(others)
+        for other in others:
+            if other.state != "waiting":
+                continue
+            state = self._vfms[other.vfm]
+            late = other.deadline is not None and self._too_late(other, now)
+            eligible = not late and self._is_eligible(state, other) and state.tag <= draft.held
+            if eligible and self._fits(draft, state, other, now):
+                self._take_into(draft, state, other, now)
+            else:
+                self._note_twin(other)
 
     def _chosen(self, taken: dict[FairState, Taken]) -> None:
         """Rules 5 and 7, once the batch is complete."""
@@ -339,6 +414,11 @@ class BatchFairQueue(PolicyQueue[FairState]):
         top = self._least.least()
         reached = self._last_tag if top is None else min(self._last_tag, top.tag)
         self.virtual_time = max(self.virtual_time, reached)
+
+    def upcoming(self, limit: int) -> list[Hashable]:
+        """See `Queue`: of the vFMs that have had least."""
+        adapters = {row.adapter for state in self._least.about_least(limit) for row in state.heads().values()}
+        return [adapter for adapter in adapters if adapter is not None][:limit]
 
     # ---- virtual times ----
 
@@ -392,6 +472,7 @@ class BatchFairQueue(PolicyQueue[FairState]):
         state.classes.setdefault(_length_class(row), deque()).append(row)
         state.asked_at = now
         self._note_due(row)
+        self._note_twin(row)
         self._note_objective(state)
         if state not in self._least:
             if self._least.least() is not None:
@@ -404,6 +485,7 @@ class BatchFairQueue(PolicyQueue[FairState]):
             state.classes[index] = in_line([*line, *(row for row in rows if _length_class(row) == index)])
         for row in rows:
             self._note_due(row)
+            self._note_twin(row)
 
     def _left(self, state: FairState) -> None:
         state.stale += 1
@@ -422,6 +504,16 @@ class BatchFairQueue(PolicyQueue[FairState]):
         if row.due == math.inf:
             return
         heapq.heappush(self._due, (row.due, next(self._entries), row))
+
+    def _note_twin(self, row: Row) -> None:
+        if row.twin is None:
+            return
+        self._twins.setdefault(row.twin, []).append(row)
+        self._twin_entries += 1
+        if self._twin_entries > 2 * self._waiting + 64:
+            kept = {key: [row for row in rows if row.state == "waiting"] for key, rows in self._twins.items()}
+            self._twins = {key: rows for key, rows in kept.items() if rows}
+            self._twin_entries = sum(map(len, self._twins.values()))
 
     def _note_objective(self, state: FairState) -> None:
         objective = state.policy.latency_slo

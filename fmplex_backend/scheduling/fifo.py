@@ -38,7 +38,7 @@ class FifoQueue(PolicyQueue[VfmState]):
             if not state.room:
                 aside.append(row)
                 continue
-            self._take(state, row, self.cost.work(row.size), taken)
+            self._take(state, row, taken)
             rows.append(row)
         self._line.extendleft(reversed(aside))
         return rows

@@ -7,7 +7,7 @@ the queue and calls it from one thread at a time; the queue decides, the caller 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Container, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -27,6 +27,10 @@ class Row:
     """The caller's; not looked at."""
     deadline: float | None = None
     """Absolute; a row that has not started by then is not run."""
+    adapter: Hashable | None = None
+    """What must be in one of the device's slots for it to run."""
+    twin: Hashable | None = None
+    """Rows with the same are the same to the backbone, and run once where they share a batch."""
     submitted: float = 0.0
     """Set by the queue, as is all below."""
     state: RowState = "new"
@@ -58,6 +62,7 @@ class Share:
     """One vFM's part in a batch."""
 
     rows: int
+    """Its rows, each twin by itself."""
     fraction: float
     """Of the batch's device time; the fractions of a batch sum to one."""
     tentative: float = 0.0
@@ -77,6 +82,8 @@ class Batch:
     predicted: float = 0.0
     """Seconds of device time that it should take."""
     shares: Mapping[str, Share] = field(default_factory=dict)
+    physical_rows: int = 0
+    """What the backbone runs: its rows, twins counted once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +149,10 @@ class Queue(ABC):
         """Predict and charge by another cost model from the next decision on."""
 
     @abstractmethod
+    def change_slots(self, slots: int) -> None:
+        """Take no more than so many adapters into a batch from the next decision on."""
+
+    @abstractmethod
     def check(self, vfm: str, rows: int, now: float) -> None:
         """Raise what `submit` would raise for so many rows; changes nothing. For who would refuse before working."""
 
@@ -154,8 +165,16 @@ class Queue(ABC):
         """Give up a waiting row; False where it runs already or has ended."""
 
     @abstractmethod
-    def next_batch(self, now: float) -> Decision:
-        """Decide the next batch. Rows of it are running from here on, until `complete` or `put_back`."""
+    def next_batch(self, now: float, resident: Container[Hashable] | None = None) -> Decision:
+        """Decide the next batch. Rows of it are running from here on, until `complete` or `put_back`.
+
+        ``resident``: adapters that are in slots of the device that asks; others have to be brought there. None where
+        it makes no difference.
+        """
+
+    @abstractmethod
+    def upcoming(self, limit: int) -> list[Hashable]:
+        """Adapters that the next batches should need, at most so many; a guess that costs O(limit)."""
 
     @abstractmethod
     def expire(self, now: float) -> Decision:

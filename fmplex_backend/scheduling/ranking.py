@@ -50,6 +50,10 @@ class Ranking(Generic[ItemT]):
             heapq.heappop(heap)
         return None
 
+    def about_least(self, limit: int) -> list[ItemT]:
+        """At most ``limit`` items near the front, in no exact order; costs O(limit)."""
+        return [item for _, number, item in self._heap[:limit] if self._newest.get(item) == number]
+
     def set_aside(self) -> tuple[float, int, ItemT]:
         """Hide what `least` has just given, until the entry that this returns is handed to `bring_back`."""
         return heapq.heappop(self._heap)

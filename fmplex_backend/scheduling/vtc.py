@@ -51,7 +51,7 @@ class TokenCounterQueue(PolicyQueue[VtcState]):
             row = state.line.popleft()
             if row.state != "waiting":
                 continue
-            self._take(state, row, self.cost.work(row.size), taken)
+            self._take(state, row, taken)
             state.counter += row.size / state.policy.weight
             self._refresh(state)
             rows.append(row)

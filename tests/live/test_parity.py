@@ -116,7 +116,7 @@ def test_an_ignored_adapter_would_be_seen(
 ) -> None:
     """The comparison has teeth: without its adapter every LoRA vFM's reference is far off."""
     for name, version in vfms.items():
-        if name in RECIPES and RECIPES[name].lora is not None and not RECIPES[name].imported:
+        if name in RECIPES and RECIPES[name].adapter is not None and not RECIPES[name].imported:
             pairs = list(PAIRS) if takes_pairs(version) else None
             bare = Reference(version, server.backbone, adapter=False)(list(TEXTS), pairs)
             gap = max(float(np.abs(a - b).max()) for a, b in zip(bare, references[name], strict=True))

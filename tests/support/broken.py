@@ -203,8 +203,12 @@ BROKEN = (
     Broken("pickle", _pickle, ("adapter_model.bin is a pickle", "safe_serialization=True")),
     Broken("link_adapter", _link_out(f"1/{ADAPTER}"), ("leads out of the vFM's folder",), client_hears_it=False),
     Broken("link_vfm_json", _link_out("1/vfm.json"), ("leads out of the vFM's folder",), client_hears_it=False),
-    Broken("dora", edit_json(CONFIG, use_dora=True), ("use_dora", "not served", "train without it")),
-    Broken("other_peft", edit_json(CONFIG, peft_type="IA3"), ("'IA3'", "'LORA' is what is served")),
+    Broken("dora", edit_json(CONFIG, use_dora=True), ("use_dora is set", "has no lora_magnitude_vector")),
+    Broken(
+        "other_peft",
+        edit_json(CONFIG, peft_type="PREFIX_TUNING"),
+        ("'PREFIX_TUNING'", "served are LORA (also rsLoRA and DoRA), IA3, PROMPT_TUNING and P_TUNING"),
+    ),
     Broken(
         "head_too_wide",
         edit_tensors(HEAD, lambda t: t | {"weight": np.zeros((3, 400), np.float32)}),

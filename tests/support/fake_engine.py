@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -18,10 +19,12 @@ from fmplex_backend.messages import (
     DropGeneration,
     GenerationDropped,
     GenerationLoaded,
+    GenerationPinned,
     GroupAnswer,
     LoadGeneration,
     Measure,
     Measured,
+    PinGeneration,
     Point,
     RunBatch,
 )
@@ -37,6 +40,9 @@ class FakeEngine:
         self.pid = 1000
         self.starts = 0
         self.live: set[int] = set()
+        self.pinned: set[int] = set()
+        self.inbox: queue.Queue[Any] = queue.Queue()
+        self.dead = False
         self.batches: list[RunBatch] = []
         self.stopped = False
         self.gate = threading.Event()
@@ -59,24 +65,52 @@ class FakeEngine:
         self.starts += 1
         self.pid += 1
         self.live.clear()
+        self.pinned.clear()
+        self.inbox = queue.Queue()
+        self.dead = False
         return SimpleNamespace(facts=self.facts, device=DeviceFacts("fake", 1, "none"))
 
+    def send(self, message: Any) -> None:
+        if self.dead:
+            raise EngineDied("engine on fake: is dead")
+        self.inbox.put(message)
+
+    def receive(self, timeout: float) -> Any:
+        """Carries out what was sent, in the thread that waits for the answer."""
+        try:
+            message = self.inbox.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        if message is None:
+            raise EngineDied("engine on fake: was stopped")
+        return self._answer(message)
+
     def call(self, message: Any, answer: type, timeout: float) -> Any:
+        return self._answer(message)
+
+    def _answer(self, message: Any) -> Any:
         if isinstance(message, RunBatch):
             self.entered.release()
             assert self.gate.wait(10)
         for death in self.deaths:
             if death(message):
                 self.deaths.remove(death)
+                self.dead = True
                 raise EngineDied("engine on fake: ended with code -9")
         if isinstance(message, LoadGeneration):
             if error := self.refuse(message):
                 return GenerationLoaded(message.generation, error)
             self.live.add(message.generation)
+            if message.pinned:
+                self.pinned.add(message.generation)
             return GenerationLoaded(message.generation, None, 100)
         if isinstance(message, DropGeneration):
             self.live.remove(message.generation)
             return GenerationDropped(message.generation)
+        if isinstance(message, PinGeneration):
+            assert message.generation in self.live
+            (self.pinned.add if message.pinned else self.pinned.discard)(message.generation)
+            return GenerationPinned(message.generation, None)
         if isinstance(message, Measure):
             assert not self.live, "measured beside vFMs"
             self.measured += 1
@@ -86,10 +120,15 @@ class FakeEngine:
         return self.answer(message)
 
     def kill(self) -> None:
-        """Nothing to end."""
+        """Who receives finds it dead."""
+        self.inbox.put(None)
 
     def stop(self, timeout: float) -> None:
         self.stopped = True
+        self.kill()
+
+    def close(self) -> None:
+        """Nothing to free."""
 
 
 def answer_all(message: RunBatch) -> BatchDone:

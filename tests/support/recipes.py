@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import PeftConfig, get_peft_config, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
@@ -29,11 +29,14 @@ base_model = functools.lru_cache(AutoModel.from_pretrained)
 
 @dataclass(frozen=True)
 class Recipe:
-    """One random vFM. ``lora`` are arguments of peft's `LoraConfig`; ``imported`` takes transformers' task class."""
+    """One random vFM; ``imported`` takes transformers' task class."""
 
     kind: str = "classification"
     outputs: int = 2
     lora: Mapping[str, Any] | None = None
+    """Arguments of PEFT's `LoraConfig`."""
+    peft: Mapping[str, Any] | None = None
+    """In place of ``lora``: arguments of any other PEFT configuration, ``peft_type`` among them."""
     imported: bool = False
     pooling: str = "mean"
     head: str = "linear"
@@ -42,8 +45,21 @@ class Recipe:
     bias: float = 0.0
     """Every value of the linear head's bias: makes versions easy to tell apart."""
 
+    @property
+    def adapter(self) -> Mapping[str, Any] | None:
+        """Arguments of its PEFT configuration, ``peft_type`` among them; None for the bare backbone."""
+        return self.peft if self.lora is None else {"peft_type": "LORA", **self.lora}
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether virtual tokens go before its rows."""
+        return self.adapter is not None and "num_virtual_tokens" in self.adapter
+
 
 _QV = ("query", "value")
+_IA3 = {"peft_type": "IA3"}
+_PROMPT = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 5}
+_P_TUNING = {"peft_type": "P_TUNING", "num_virtual_tokens": 7, "encoder_hidden_size": 16}
 RECIPES: dict[str, Recipe] = {
     "bare_two": Recipe(),
     "bare_cls": Recipe(outputs=5, pooling="cls"),
@@ -65,6 +81,29 @@ RECIPES: dict[str, Recipe] = {
         },
     ),
     "lora_one_layer": Recipe(lora={"r": 32, "target_modules": r"encoder\.layer\.1\.intermediate\.dense"}),
+    "dora_qv_8": Recipe(outputs=3, lora={"r": 8, "use_dora": True, "target_modules": _QV}),
+    "dora_all_4": Recipe(outputs=2, lora={"r": 4, "use_dora": True, "target_modules": "all-linear"}),
+    "dora_biases": Recipe(
+        outputs=3,
+        lora={"r": 3, "use_dora": True, "use_rslora": True, "bias": "all", "target_modules": ("value", "dense")},
+    ),
+    "ia3": Recipe(
+        outputs=4,
+        peft={
+            **_IA3,
+            "target_modules": ("key", "value", "output.dense"),
+            "feedforward_modules": ("output.dense",),
+        },
+    ),
+    "ia3_no_feedforward": Recipe(
+        "regression", 2, peft={**_IA3, "target_modules": ("query", "dense"), "feedforward_modules": ()}
+    ),
+    "prompt": Recipe(outputs=3, peft=_PROMPT),
+    "prompt_cls": Recipe("regression", 2, pooling="cls", peft={**_PROMPT, "num_virtual_tokens": 1}),
+    "prompt_last": Recipe("multi_label", 3, pooling="last", peft=_PROMPT),
+    "prompt_pair": Recipe(outputs=3, encoder={"pair": True, "max_length": 24}, peft=_PROMPT),
+    "prompt_tokens": Recipe("embedding", head="identity", pooling="none", peft=_PROMPT),
+    "p_tuning": Recipe(outputs=2, peft=_P_TUNING),
     "embed": Recipe("embedding", head="identity", normalize=True),
     "embed_projected": Recipe("embedding", 24, pooling="cls", lora={"r": 4, "target_modules": _QV}),
     "embed_tokens": Recipe("embedding", head="identity", pooling="none"),
@@ -73,6 +112,13 @@ RECIPES: dict[str, Recipe] = {
     "imported_regression": Recipe("regression", 1, imported=True, lora={"r": 4, "target_modules": ("dense",)}),
     "imported_tokens": Recipe(
         "token_classification", 4, imported=True, pooling="none", lora={"r": 8, "bias": "all", "target_modules": _QV}
+    ),
+    "imported_dora": Recipe(outputs=3, imported=True, lora={"r": 8, "use_dora": True, "target_modules": _QV}),
+    "imported_ia3": Recipe(outputs=3, imported=True, peft=_IA3),
+    "imported_prompt": Recipe(outputs=3, imported=True, peft=_PROMPT),
+    "imported_prompt_pair": Recipe(outputs=2, imported=True, encoder={"pair": True, "max_length": 24}, peft=_PROMPT),
+    "imported_prompt_tokens": Recipe(
+        "token_classification", 4, imported=True, pooling="none", peft={**_P_TUNING, "num_virtual_tokens": 3}
     ),
     "pair": Recipe(outputs=3, encoder={"pair": True, "max_length": 24}, lora={"r": 8, "target_modules": _QV}),
     "prefixed": Recipe(encoder={"prefix": "query: ", "lowercase": True, "collapse_whitespace": True}),
@@ -93,7 +139,7 @@ def artifact_of(recipe: Recipe, backbone: Path) -> Artifact:
             "head": "transformers" if recipe.imported else recipe.head,
             "labels": labels,
             "normalize": recipe.normalize,
-            "adapter": recipe.lora is not None,
+            "adapter": recipe.adapter is not None,
             "encoder": recipe.encoder,
         }
     )
@@ -111,7 +157,7 @@ def write_version(folder: Path, recipe: Recipe, backbone: Path, seed: int = 0) -
     (folder / "vfm.json").write_text(artifact.model_dump_json(indent=2))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if recipe.lora is not None:
+        if recipe.adapter is not None:
             save_adapter(folder / "adapter", recipe, backbone)
         if artifact.head == "linear":
             weight = torch.randn(recipe.outputs, base_model(backbone).config.hidden_size) * 0.1
@@ -125,23 +171,36 @@ def save_adapter(folder: Path, recipe: Recipe, backbone: Path) -> None:
     """A PEFT checkpoint with random weights, biases and head; seeded by torch's own generator."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = get_peft_model(_task_model(recipe, backbone), _lora_config(recipe))
+        model = get_peft_model(_task_model(recipe, backbone), _peft_config(recipe))
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad and "lora_A" not in name:
-                noise = torch.randn_like(parameter) * (0.03 if "lora_B" in name else 0.1)
-                parameter.data = noise if "lora_B.default.weight" in name else parameter.data + noise
+            if parameter.requires_grad:
+                parameter.data = _trained(name, parameter.data)
         model.save_pretrained(folder, save_embedding_layers=False)
 
 
-def _lora_config(recipe: Recipe) -> LoraConfig:
-    arguments = dict(recipe.lora or {})
-    if isinstance(targets := arguments["target_modules"], tuple):
-        arguments["target_modules"] = list(targets)
-    elif targets != "all-linear":
+def _trained(name: str, start: torch.Tensor) -> torch.Tensor:
+    """Random values in the place of trained ones, far enough from the start that their absence is seen."""
+    noise = torch.randn_like(start)
+    if "lora_A" in name or "mlp_head" in name:
+        return start
+    if "lora_B.default.weight" in name:
+        return 0.03 * noise
+    if "lora_magnitude" in name or "ia3_l" in name:
+        return start * (1 + 0.3 * noise)
+    return start + 0.1 * noise
+
+
+def _peft_config(recipe: Recipe) -> PeftConfig:
+    assert recipe.adapter is not None
+    arguments = {key: list(value) if isinstance(value, tuple) else value for key, value in recipe.adapter.items()}
+    if isinstance(targets := arguments.get("target_modules"), str) and targets != "all-linear":
         arguments["target_modules"] = f".*{targets}"
-    task = {"token_classification": "TOKEN_CLS"}.get(recipe.kind, "SEQ_CLS") if recipe.imported else None
-    # Without a "task" all of "all-linear" is the backbone's: pooler and all.
-    return LoraConfig(task_type=task, **arguments)
+    if recipe.imported:
+        arguments["task_type"] = {"token_classification": "TOKEN_CLS"}.get(recipe.kind, "SEQ_CLS")
+    elif recipe.has_prompt:
+        arguments["task_type"] = "FEATURE_EXTRACTION"
+    # Else none: without a "task" all of "all-linear" is the backbone's, pooler and all.
+    return get_peft_config(arguments)
 
 
 def _task_model(recipe: Recipe, backbone: Path) -> Any:

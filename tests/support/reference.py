@@ -39,6 +39,8 @@ class Reference:
             if self._vfm["adapter"] and adapter:
                 model = PeftModel.from_pretrained(model, version / "adapter")
         self._model = model.eval()
+        config = model.active_peft_config if isinstance(model, PeftModel) else None
+        self._virtual: int = getattr(config, "num_virtual_tokens", 0)
         self._head = load_file(version / "head.safetensors") if self._vfm["head"] == "linear" else None
 
     def _task_model(self, backbone: Path) -> Any:
@@ -51,7 +53,8 @@ class Reference:
     def __call__(self, texts: list[str], pairs: list[str] | None = None) -> list[NDArray[np.float32]]:
         """Logits, values or embedding of each row: [outputs], or [tokens, outputs] without pooling."""
         seconds = pairs if pairs is not None else [None] * len(texts)
-        with torch.inference_mode():
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT says each time that feature extraction with a prompt drops type ids
             return [self._row(text, pair).numpy() for text, pair in zip(texts, seconds, strict=True)]
 
     def _row(self, text: str, pair: str | None) -> torch.Tensor:
@@ -59,17 +62,23 @@ class Reference:
             self._encoder["prefix"] + self._clean(text),
             None if pair is None else self._clean(pair),
             truncation="longest_first" if self._encoder["truncation"] else False,
-            max_length=self._encoder["max_length"] or self._tokenizer.model_max_length,
+            max_length=self._encoder["max_length"] or self._tokenizer.model_max_length - self._virtual,
             return_tensors="pt",
         )
         output = self._model(**inputs)
         if self._vfm["head"] == "transformers":
-            return output.logits[0]
-        hidden = output.last_hidden_state[0]
-        pooled = {"mean": hidden.mean(0), "cls": hidden[0], "last": hidden[-1], "none": hidden}[self._vfm["pooling"]]
+            return self._of_tokens(output.logits[0])
+        hidden = output.last_hidden_state[0]  # behind a prompt: of its virtual tokens too, as PEFT gives them
+        pooled = {"mean": hidden.mean(0), "cls": hidden[0], "last": hidden[-1], "none": self._of_tokens(hidden)}[
+            self._vfm["pooling"]
+        ]
         if self._head is not None:
             pooled = torch.nn.functional.linear(pooled, self._head["weight"], self._head.get("bias"))
         return torch.nn.functional.normalize(pooled, dim=-1) if self._vfm["normalize"] else pooled
+
+    def _of_tokens(self, answers: torch.Tensor) -> torch.Tensor:
+        """One answer a row as it is; of one a position, those that belong to tokens and not to a prompt."""
+        return answers[self._virtual :] if answers.ndim == 2 else answers
 
     def _clean(self, text: str) -> str:
         if self._encoder["collapse_whitespace"]:

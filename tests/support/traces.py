@@ -11,6 +11,7 @@ import itertools
 import math
 import random
 from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -67,14 +68,16 @@ class World:
         device: CostModel | None = None,
         *,
         max_batch_rows: int = 16,
-        max_batch_vfms: int | None = None,
+        slots: int | None = None,
         engines: int = 1,
         tuning: Tuning | None = None,
     ) -> None:
-        self.queue = BatchFairQueue(max_batch_rows, cost, max_batch_vfms=max_batch_vfms, tuning=tuning)
+        self.queue = BatchFairQueue(max_batch_rows, cost, slots=slots, tuning=tuning)
         self.device = device or cost
         self.tuning = tuning or Tuning()
-        self.max_rows, self.max_vfms = max_batch_rows, max_batch_vfms or max_batch_rows
+        self.max_rows, self.slots = max_batch_rows, slots or max_batch_rows
+        self.resident: list[Hashable] | None = [] if slots else None
+        """Adapters in the device's slots, by last use."""
         self.engines = engines
         self.now = 0.0
         self.vfms: dict[str, Vfm] = {}
@@ -116,10 +119,15 @@ class World:
         self.vfms[name].known = False
         self._after()
 
-    def submit(self, name: str, sizes: list[int], patience: float | None = None) -> list[Row]:
+    def submit(
+        self, name: str, sizes: list[int], patience: float | None = None, contents: int | None = None
+    ) -> list[Row]:
+        """``contents``: rows of a size hold one of so many texts, or for None no two are the same."""
         vfm = self.vfms[name]
         deadline = None if patience is None else self.now + patience
-        rows = [Row(name, size, None, deadline) for size in sizes]
+        adapter = name if int(name[1:]) % 3 else None
+        twins = [None if contents is None else (adapter, size, len(self.rows) * size % contents) for size in sizes]
+        rows = [Row(name, size, None, deadline, adapter, twin) for size, twin in zip(sizes, twins, strict=True)]
         self.rows += rows
         tag, v = self.queue.tag(name), self.queue.virtual_time
         wakes = not vfm.waiting and vfm.room
@@ -167,7 +175,7 @@ class World:
         active = {name for name, vfm in self.vfms.items() if vfm.backlogged}
         self.t_max = max(self.t_max, self.queue.tolerance)
         caps = [self.cap()]
-        decision = self.queue.next_batch(self.now)
+        decision = self.queue.next_batch(self.now, self.resident)
         self._expired(decision.expired)
         batch = decision.batch
         if batch is None:
@@ -196,7 +204,10 @@ class World:
             vfm.psi = max(vfm.psi, share.largest / share.weight)
             self.e_max = max(self.e_max, abs(price - share.tentative) / share.weight)
         self._check_full(batch, min(caps))
-        sizes = [row.size for row in batch.rows]
+        sizes = [row.size for row in physical(batch.rows)]
+        if self.resident is not None:
+            used = {row.adapter for row in batch.rows if row.adapter is not None}
+            self.resident = [*(a for a in self.resident if a not in used), *used][-self.slots :]
         measured = noise * self.device.batch(sizes, len(batch.shares))
         self.flights.append(Flight(batch, self.now + measured, measured))
         self.batches += 1
@@ -268,11 +279,14 @@ class World:
 
     def _check_batch(self, batch: Batch, cap: float) -> None:
         cost, k, rows = self.queue.cost, self.queue.k, batch.rows
-        n, names = len(rows), list(dict.fromkeys(row.vfm for row in rows))
+        alike = Counter(row if row.twin is None else row.twin for row in rows)
+        n, names = len(alike), list(dict.fromkeys(row.vfm for row in rows))
+        assert n == batch.physical_rows
         assert n <= self.max_rows
-        assert len(names) <= self.max_vfms
+        assert len(rows) <= 4 * self.max_rows
+        assert len({row.adapter for row in rows} - {None}) <= self.slots
         assert {row.state for row in rows} == {"running"}
-        works = [cost.work(row.size) for row in rows]
+        works = [cost.work(row.size) for row in physical(rows)]
         longest = max(works)
         predicted = k * (cost.alpha + n * longest + cost.gamma * len(names))
         assert math.isclose(batch.predicted, predicted, rel_tol=1e-9)
@@ -284,9 +298,11 @@ class World:
         assert list(batch.shares) == names
         assert math.isclose(sum(share.fraction for share in batch.shares.values()), 1.0, rel_tol=1e-9)
         for name, share in batch.shares.items():
-            own = [work for row, work in zip(rows, works, strict=True) if row.vfm == name]
-            part = cost.alpha * len(own) / n + sum(own) + cost.gamma
-            assert share.rows == len(own)
+            mine = [row for row in rows if row.vfm == name]
+            parts = [1 / alike[row if row.twin is None else row.twin] for row in mine]
+            own = [part * cost.work(row.size) for row, part in zip(mine, parts, strict=True)]
+            part = cost.alpha * sum(parts) / n + sum(own) + cost.gamma
+            assert share.rows == len(mine)
             assert math.isclose(share.fraction, part / total, rel_tol=1e-9), "the charge rule"
             limit = k * (cost.alpha + sum(own) + cost.gamma) + self.tuning.padding * k * cost.alpha * share.fraction
             assert predicted * share.fraction <= limit * (1 + TINY), "Theorem 2"
@@ -311,6 +327,7 @@ class World:
             launches, key=lambda x: abs(self._first_charge(batch, x) - batch.shares[batch.rows[0].vfm].tentative)
         )
         last = 0.0
+        seen: set[object] = set()
         for row in batch.rows:
             waiting = [
                 name
@@ -321,7 +338,10 @@ class World:
             assert row.vfm in waiting
             assert tags[row.vfm] <= min(tags[name] for name in waiting) + queue.tolerance + TINY, "beyond T"
             last = tags[row.vfm]
-            charge = k * (launch + cost.work(row.size) + (0 if row.vfm in tentative else cost.gamma))
+            comes_along = row.twin is not None and row.twin in seen
+            seen.add(row.twin)
+            work = 0 if comes_along else launch + cost.work(row.size)
+            charge = k * (work + (0 if row.vfm in tentative else cost.gamma))
             tentative[row.vfm] += charge
             tags[row.vfm] += charge / self.vfms[row.vfm].policy.weight
             left[row.vfm].remove(id(row))
@@ -337,7 +357,7 @@ class World:
     def _first_charge(self, batch: Batch, launch: float) -> float:
         """What the first row's vFM would have been charged in all, at that part of the launch a row."""
         name = batch.rows[0].vfm
-        own = [self.queue.cost.work(row.size) for row in batch.rows if row.vfm == name]
+        own = [self.queue.cost.work(row.size) for row in physical(batch.rows) if row.vfm == name]
         return self.queue.k * (launch * len(own) + sum(own) + self.queue.cost.gamma)
 
     def _room(self, name: str, running: int) -> bool:
@@ -351,14 +371,16 @@ class World:
             return
         (vfm,) = left
         row = min(vfm.waiting, key=lambda row: row.number)
+        if len(batch.rows) >= 4 * self.max_rows or (row.twin is not None and row.twin in {r.twin for r in batch.rows}):
+            return
         cost, k = self.queue.cost, self.queue.k
-        works = [cost.work(r.size) for r in (*batch.rows, row)]
+        works = [cost.work(r.size) for r in (*physical(batch.rows), row)]
         names = {r.vfm for r in (*batch.rows, row)}
         predicted = k * (cost.alpha + len(works) * max(works) + cost.gamma * len(names))
         dues = [due for r in (*batch.rows, row) for due in (r.deadline, r.due) if due is not None and due != math.inf]
         fits = (
             len(works) <= self.max_rows
-            and len(names) <= self.max_vfms
+            and len({r.adapter for r in (*batch.rows, row)} - {None}) <= self.slots
             and len(works) * max(works) - sum(works) <= self.tuning.padding * cost.alpha - TINY
             and predicted <= cap - TINY
             and all(self.now + predicted < due for due in dues)
@@ -437,10 +459,16 @@ class World:
         slack = 2 * waiting + 2 * len(self.vfms) + 256
         for name in ("_least", "_due", "_deadlines", "_objectives"):
             assert len(getattr(queue, name)) <= slack, name
+        assert queue._twin_entries == sum(map(len, queue._twins.values())) <= slack
         for state in queue._vfms.values():
             kept = sum(len(line) for line in state.classes.values())
             assert kept <= 2 * state.waiting + 64 + 2 * self.max_rows, state.name
             assert len(state.passes) <= self.tuning.max_bypass
+
+
+def physical(rows: Sequence[Row]) -> list[Row]:
+    """What the backbone runs: of twins, the first."""
+    return list({row if row.twin is None else row.twin: row for row in reversed(rows)}.values())[::-1]
 
 
 WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -480,7 +508,7 @@ def random_trace(seed: int, steps: int = 40) -> World:
         cost,
         device,
         max_batch_rows=rng.choice((1, 4, 16, 64)),
-        max_batch_vfms=rng.choice((None, None, 2)),
+        slots=rng.choice((None, None, 2)),
         engines=rng.choice((1, 1, 2)),
         tuning=tuning,
     )
@@ -491,8 +519,9 @@ def random_trace(seed: int, steps: int = 40) -> World:
     busy = rng.choice((0.3, 1.0, 4.0))
     patience = rng.choice((None, 0.05, 0.5, 5.0))
     deaths = rng.random() < 0.3
+    contents = rng.choice((None, None, 1, 3))
     while world.batches < steps and len(world.rows) < 40 * steps:
-        _random_calls(world, rng, names, sizes, busy, patience)
+        _random_calls(world, rng, names, sizes, busy, patience, contents)
         while len(world.flights) < world.engines:
             if world.run_batch(_noise(rng)) is None:
                 break
@@ -516,7 +545,13 @@ def _noise(rng: random.Random) -> float:
 
 
 def _random_calls(
-    world: World, rng: random.Random, names: list[str], sizes: tuple[int, ...], busy: float, patience: float | None
+    world: World,
+    rng: random.Random,
+    names: list[str],
+    sizes: tuple[int, ...],
+    busy: float,
+    patience: float | None,
+    contents: int | None,
 ) -> None:
     for _ in range(rng.randint(0, max(1, round(busy * min(world.max_rows, 8))))):
         name = rng.choice(names)
@@ -524,7 +559,7 @@ def _random_calls(
         if vfm is not None and vfm.known:
             count = rng.choice((1, 1, 1, 2, 8, 30))
             wait = patience if patience is not None and rng.random() < 0.5 else None
-            world.submit(name, [rng.choice(sizes) for _ in range(count)], wait)
+            world.submit(name, [rng.choice(sizes) for _ in range(count)], wait, contents)
     draw = rng.random()
     if draw < 0.15 and world.rows:
         for row in rng.sample(world.rows[-40:], min(len(world.rows[-40:]), rng.choice((1, 10)))):

@@ -510,6 +510,13 @@ def test_every_measured_row_is_answered(tiny_backbone: Path, monkeypatch: pytest
     assert not any(group.errors for group in groups)
 
 
+@pytest.mark.parametrize("pad", [0, 1, 2, 99])
+def test_rows_that_are_measured_are_no_twins(pad: int) -> None:
+    rows = [measuring._tokens(row, 8, pad) for row in range(200)]
+    assert len({row.tobytes() for row in rows}) == 200
+    assert all(len(row) == 8 and pad not in row for row in rows)
+
+
 def test_the_cpu_has_a_name() -> None:
     facts = device_facts("cpu")
     assert facts.name

@@ -34,12 +34,21 @@ ARTIFACT = Artifact(kind="regression", backbone=BackboneRef(name="t", fingerprin
 class Host:
     """What is around a dispatcher: vFMs, requests, and the replies that were made."""
 
-    def __init__(self, folder: Path, engines: list[FakeEngine], max_batch_rows: int = 4) -> None:
+    def __init__(
+        self, folder: Path, engines: list[FakeEngine], max_batch_rows: int = 4, *, ahead: bool = False
+    ) -> None:
         self.folder, self.engines = folder, engines
         self.replies: list[Pending] = []
         self.log: list[str] = []
         queue = FifoQueue(max_batch_rows, CostModel(alpha=1e-3, beta=1e-5))
-        self.dispatcher = Dispatcher(queue, engines, self.replies.append, self.log.append)  # type: ignore[arg-type]
+        self.dispatcher = Dispatcher(
+            queue,
+            engines,  # type: ignore[arg-type]
+            self.replies.append,
+            self.log.append,
+            slots=8,
+            ahead=ahead,
+        )
 
     def generation(self, number: int, vfm: str = "a", version: int = 1) -> Generation:
         path = self.folder / f"{number}.safetensors"
@@ -152,6 +161,73 @@ def test_a_generation_that_kills_engines_is_refused_and_the_others_are_served(ho
     assert f"{MAX_DEATHS} engines died while they loaded it" in loaded.error
     assert values(host.reply(host.request((a, 1)))) == {"port1.vector": [1]}
     assert engine.live == {1}
+
+
+@pytest.fixture
+def ahead(tmp_path: Path, engine: FakeEngine) -> Iterator[Host]:
+    """A host that sends a batch while another one runs."""
+    host = Host(tmp_path, [engine], ahead=True)
+    host.dispatcher.start()
+    yield host
+    engine.gate.set()
+    host.dispatcher.stop()
+
+
+def test_a_batch_is_sent_while_another_one_runs(ahead: Host, engine: FakeEngine) -> None:
+    a, b = ahead.vfm("a", 1), ahead.vfm("b", 2)
+    engine.gate.clear()
+    requests = [ahead.request((a, 4)) for _ in range(4)] + [ahead.request((b, 1))]
+    (lane,) = ahead.dispatcher._lanes
+    wait_for(lambda: len(lane.flights) == 2, 5, "one runs, one is prepared")
+    assert ahead.dispatcher.waiting("a") == 8, "no more than that"
+    engine.gate.set()
+    assert [len(values(ahead.reply(r)).popitem()[1]) for r in requests] == [4, 4, 4, 4, 1]
+
+
+def test_an_engine_that_dies_with_two_batches(ahead: Host, engine: FakeEngine) -> None:
+    """Only the one that ran is to blame: the other's rows see any number of engines die."""
+    a, b = ahead.vfm("a", 1), ahead.vfm("b", 2)
+    engine.deaths += [lambda m: isinstance(m, RunBatch) and 1 in m.generations] * MAX_DEATHS
+    engine.gate.clear()
+    poison, innocent = ahead.request((a, 4)), ahead.request((b, 4))
+    (lane,) = ahead.dispatcher._lanes
+    wait_for(lambda: len(lane.flights) == 2, 5, "one runs, one is prepared")
+    engine.gate.set()
+    assert isinstance(ahead.reply(poison), EngineFailure)
+    assert values(ahead.reply(innocent)) == {"port2.vector": [2] * 4}
+    assert {row.payload.deaths for row in innocent.rows} == {0}
+
+
+def test_pinned_adapters(host: Host, engine: FakeEngine) -> None:
+    """An engine that starts anew pins them again; what they leave of the slots is what a batch may ask for."""
+    a, b = host.vfm("a", 1), host.vfm("b", 2)
+    c = host.vfm("c", 3)
+    assert host.dispatcher.pin(c, True) is None
+    assert host.dispatcher.pin(a, True) is None
+    assert host.dispatcher.pin(b, True) is None
+    assert host.dispatcher.pin(b, False) is None
+    assert engine.pinned == {1, 3}
+    slots = lambda: host.dispatcher._queue.slots  # type: ignore[attr-defined]  # noqa: E731
+    assert slots() == 6
+    engine.deaths.append(dies_on(RunBatch))
+    assert values(host.reply(host.request((b, 1)))) == {"port2.vector": [2]}
+    assert engine.pinned == {1, 3}
+    host.dispatcher.retire(a)
+    wait_for(lambda: slots() == 7, 5, "its slot is given back")
+
+
+def test_who_has_a_slot_is_known(host: Host, engine: FakeEngine) -> None:
+    a = host.vfm("a", 1)
+    (lane,) = host.dispatcher._lanes
+    for installed, evicted, resident in (([1, 5], [], {1, 5}), ([6], [5], {1, 6}), ([], [1], {6})):
+        moved = {"installed": installed, "evicted": evicted}
+        engine.answer = lambda message, moved=moved: replace(answer_all(message), **moved)  # type: ignore[misc]
+        host.reply(host.request((a, 1)))
+        assert lane.resident == resident
+    engine.answer = answer_all
+    engine.deaths.append(dies_on(RunBatch))
+    host.reply(host.request((a, 1)))
+    assert not lane.resident, "a new engine holds nothing"
 
 
 def test_an_engine_that_does_not_come_back_at_once(host: Host, engine: FakeEngine) -> None:

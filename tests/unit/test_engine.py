@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 from support.facts import backbone_of
-from support.recipes import RECIPES, Recipe, write_version
+from support.recipes import RECIPES, Recipe, artifact_of, write_version
 from support.reference import Reference
 
+from fmplex_backend.adapters.bank import Stamp
 from fmplex_backend.encoders.text import EncodedRow, TextEncoder
 from fmplex_backend.engine.worker import Worker
 from fmplex_backend.messages import BatchDone, LoadGeneration, RunBatch
@@ -50,7 +51,7 @@ class Bench:
 
     def reference(self, name: str, index: int) -> np.ndarray:
         text = TEXTS[index][: 14 if name == "untruncated" else None]
-        pairs = [PAIRS[index]] if name == "pair" else None
+        pairs = [PAIRS[index]] if name in RECIPES and RECIPES[name].encoder.get("pair") else None
         return Reference(self.folder / name / "1", self.backbone)([text], pairs)[0]
 
 
@@ -106,7 +107,7 @@ def test_a_head_that_fails_takes_only_its_own_rows(bench: Bench) -> None:
 
     worker, rows = bench.worker, bench.rows("bare_two", [0])
     good = worker._generations[1]
-    worker._generations[99] = replace(good, vfm="failing", projection=Failing())
+    worker._generations[99] = replace(good, stamp=Stamp(99, "failing", 1), projection=Failing())
     try:
         done = worker.run(RunBatch(1, [1, 99, 1], [rows[0].tokens] * 3))
     finally:
@@ -122,25 +123,88 @@ def test_a_head_that_fails_takes_only_its_own_rows(bench: Bench) -> None:
 def test_an_answer_that_is_not_finite_is_an_error_for_its_row(bench: Bench, tiny_backbone: Path) -> None:
     recipe = Recipe(outputs=2)
     assert bench.load(50, "huge", recipe) is None
-    generation = bench.worker._generations[50]
-    generation.projection.weight.mul_(float("inf"))  # type: ignore[attr-defined]
+    heads = bench.worker._answering._bank
+    section, entry = heads._entries[50]
+    heads._stacks[section][0][entry].mul_(float("inf"))
     row = bench.rows("bare_two", [0])[0].tokens
     done = bench.worker.run(RunBatch(1, [50, 1], [row, row]))
     bench.worker.drop(50)
     assert {p: e for g in done.groups for p, e in g.errors.items()} == {0: "vFM 'huge': its answer is not finite"}
 
 
-def test_refusals_leave_nothing_behind(bench: Bench, tmp_path: Path) -> None:
+def test_what_cannot_be_loaded_leaves_nothing_behind(bench: Bench, tmp_path: Path) -> None:
     before = dict(bench.worker._generations)
-    small = Worker(bench.worker.backbone, "cpu", max_adapters=1)
-    other = Bench(small, bench.encoder, tmp_path, bench.backbone)
-    lora = RECIPES["lora_qv_4"]
-    assert other.load(1, "first", lora) is None
-    assert "all 1 adapters are taken" in str(other.load(2, "second", lora))
-    small.drop(1)
-    assert other.load(2, "second", lora) is None, "its place is free again"
-    small.drop(2)
+    missing = bench.worker.load(LoadGeneration(70, "missing", 1, str(tmp_path / "none.safetensors")))
+    assert "it cannot be loaded" in str(missing.error)
     assert bench.worker._generations == before
+
+
+def test_more_adapters_than_slots(bench: Bench, tmp_path: Path) -> None:
+    """They take turns in the slots, and are read from disk again where memory is short; a batch that asks for more
+    than there are is run in parts."""
+    small = Worker(bench.worker.backbone, "cpu", 2, memory=1)
+    other = Bench(small, bench.encoder, tmp_path, bench.backbone)
+    names = [name for name, recipe in RECIPES.items() if artifact_of(recipe, bench.backbone).adapter]
+    numbers = {name: number for number, name in enumerate(RECIPES, start=1) if name in names}
+    for name, number in numbers.items():
+        assert other.load(number, name, RECIPES[name]) is None
+    assert len(small._tiers._in_memory) == 1
+    rng = np.random.default_rng(0)
+    for batch in [[name] for name in names] + [list(rng.permutation(names)[:2]) for _ in range(10)] + [names]:
+        rows = [bench.rows(name, [1])[0].tokens for name in batch]
+        done = small.run(RunBatch(1, [numbers[name] for name in batch], rows))
+        assert not any(group.errors for group in done.groups)
+        for place, answer in by_row(done).items():
+            np.testing.assert_allclose(answer, other.reference(batch[place], 1), atol=1e-5, rtol=1e-5)
+    assert small._bank.free == 0
+    small.close()
+
+
+def test_pinned_adapters_keep_their_slots(bench: Bench, tmp_path: Path) -> None:
+    small = Worker(bench.worker.backbone, "cpu", 2)
+    other = Bench(small, bench.encoder, tmp_path, bench.backbone)
+    for number in range(1, 5):
+        assert other.load(number, f"v{number}", RECIPES["lora_qv_4"]) is None
+    row = bench.rows("lora_qv_4", [0])[0].tokens
+    assert small.pin(1, True) is None
+    assert "1 adapters are pinned, half of" in str(small.pin(2, True))
+    moved = [small.run(RunBatch(1, [number], [row])) for number in (2, 3, 4, 1, 2)]
+    assert [(done.installed, done.evicted) for done in moved] == [
+        ([2], []),
+        ([3], [2]),
+        ([4], [3]),
+        ([], []),
+        ([2], [4]),
+    ]
+    assert small.pin(1, False) is None
+    assert small.run(RunBatch(1, [3], [row])).evicted == [1]
+    small.close()
+
+
+def test_a_row_is_never_run_in_a_slot_that_is_not_its_own(bench: Bench, tmp_path: Path) -> None:
+    small = Worker(bench.worker.backbone, "cpu", 4)
+    other = Bench(small, bench.encoder, tmp_path, bench.backbone)
+    for number in (1, 2):
+        assert other.load(number, f"v{number}", RECIPES["lora_qv_4"]) is None
+    row = bench.rows("lora_qv_4", [0])[0].tokens
+    assert not small.run(RunBatch(1, [1, 2], [row, row])).groups[0].errors
+    small._bank._stamps[small._bank._slots[1]] = small._generations[2].stamp
+    done = small.run(RunBatch(1, [1, 2], [row, row]))
+    assert {place: "it was not run" in error for g in done.groups for place, error in g.errors.items()} == {0: True}
+    assert [g.generation for g in done.groups if not g.errors] == [2]
+    small.close()
+
+
+def test_twins_run_the_backbone_once(bench: Bench) -> None:
+    """Same tokens, same adapter or none: one physical row, answered by each vFM's own head."""
+    numbers = {name: number for number, name in enumerate(RECIPES, start=1)}
+    names = ["bare_two", "bare_cls", "embed", "lora_qv_4", "bare_last", "lora_qv_4", "lora_rslora", "bare_two"]
+    row = bench.rows("bare_two", [1])[0].tokens
+    message = RunBatch(1, [numbers[name] for name in names], [row] * len(names))
+    prepared = bench.worker.prepare(message)
+    assert len(prepared.inputs["input_ids"]) == 3, "bare, and one for each adapter"
+    for place, answer in by_row(bench.worker.run_prepared(prepared)).items():
+        np.testing.assert_allclose(answer, bench.reference(names[place], 1), atol=1e-5, rtol=1e-5)
 
 
 def test_imported_head_must_be_the_classs_own(bench: Bench, tmp_path: Path) -> None:

@@ -534,3 +534,127 @@ def test_edits_of_a_backlogged_vfm_leave_nothing_in_the_heap() -> None:
         queue.change_vfm("b", VfmPolicy(weight=1 + turn % 3, latency_slo=0.1 + turn), turn)
     assert len(queue._least) < 100
     assert len(queue._objectives) < 100
+
+
+# ---- twins ----
+
+
+def twin(vfm: str, size: int, key: str) -> Row:
+    """A row of the bare backbone with the text ``key``."""
+    return Row(vfm, size, None, twin=key)
+
+
+def test_twins_come_along_and_share_what_one_row_costs() -> None:
+    names = [f"v{i}" for i in range(8)]
+    queue = queue_of(*names, max_batch_rows=4)
+    for name in names:
+        queue.submit([twin(name, 32, "text")], 0)
+    batch = run(queue, 0)
+    assert len(batch.rows) == 8, "twins are more rows than the backbone may run"
+    assert batch.physical_rows == 1
+    assert batch.predicted == pytest.approx(COST.alpha + 32 * COST.beta + 8 * COST.gamma)
+    assert [share.fraction for share in batch.shares.values()] == [pytest.approx(1 / 8)] * 8
+    assert len({round(queue.tag(name), 12) for name in names}) == 1
+
+
+def test_twins_are_cheaper_than_rows_of_their_own() -> None:
+    tags = {}
+    for key in ("same", "other"):
+        queue = queue_of("a", "b")
+        queue.submit([twin("a", 100, "same")], 0)
+        queue.submit([twin("b", 100, key)], 0)
+        assert run(queue, 0).physical_rows == (1 if key == "same" else 2)
+        tags[key] = queue.tag("a")
+    work = COST.work(100)
+    assert tags["same"] == pytest.approx((COST.alpha + work) / 2 + COST.gamma)
+    assert tags["other"] == pytest.approx(COST.alpha / 2 + work + COST.gamma)
+
+
+def test_a_twin_of_a_vfm_that_has_had_too_much_waits() -> None:
+    queue = queue_of("light", "greedy", max_batch_rows=1)
+    queue.submit(rows("greedy", 400), 0)
+    running = batch_of(queue, 0)
+    queue.submit([twin("light", 8, "text"), *rows("light", 8)], 0)
+    queue.submit([twin("greedy", 8, "text")], 0)
+    queue.complete(running, 0.15, 0.15)
+    assert queue.tag("greedy") > queue.tag("light") + queue.tolerance
+    batch = run(queue, 0.15)
+    assert [row.vfm for row in batch.rows] == ["light"]
+    assert [row.vfm for row in run(queue, 0.2).rows] == ["light"]
+    assert [row.vfm for row in run(queue, 0.3).rows] == ["greedy"]
+
+
+def test_twins_that_were_cancelled_do_not_come_along() -> None:
+    queue = queue_of("a", "b", "c")
+    mine, gone, other = twin("a", 8, "x"), twin("b", 8, "x"), twin("c", 8, "x")
+    for row in (mine, gone, other):
+        queue.submit([row], 0)
+    assert queue.cancel(gone)
+    assert run(queue, 0).rows == (mine, other)
+
+
+def test_twins_that_are_gone_take_no_memory() -> None:
+    queue = queue_of("a")
+    for i in range(2000):
+        row = twin("a", 8, f"text {i}")
+        queue.submit([row], 0)
+        queue.cancel(row)
+    assert sum(map(len, queue._twins.values())) < 200
+
+
+# ---- adapters and slots ----
+
+
+def adapted(vfm: str, *sizes: int) -> list[Row]:
+    return [Row(vfm, size, None, adapter=vfm) for size in sizes]
+
+
+def test_no_more_adapters_than_slots() -> None:
+    names = [f"v{i}" for i in range(6)]
+    queue = queue_of(*names, "bare")
+    queue.change_slots(2)
+    for name in names:
+        queue.submit(adapted(name, 8, 8), 0)
+    queue.submit(rows("bare", 8, 8), 0)
+    seen = []
+    while queue.waiting():
+        batch = run(queue, 0)
+        seen.append({row.adapter for row in batch.rows if row.adapter})
+    assert [len(adapters) for adapters in seen] == [2, 2, 2]
+
+
+def test_residents_go_first_but_not_for_ever() -> None:
+    """Those with a slot go first while that costs the others at most T; nobody waits longer than that."""
+    queue = queue_of("warm", "cold", max_batch_rows=2)
+    queue.submit(adapted("cold", 8), 0)
+    queue.submit(adapted("warm", *[8] * 100), 0)
+    order = []
+    for _ in range(40):
+        batch = queue.next_batch(0, {"warm"}).batch
+        assert batch is not None
+        queue.complete(batch, batch.predicted, 0)
+        order.append({row.vfm for row in batch.rows})
+        if "cold" in order[-1]:
+            break
+    assert order[0] == {"warm"}
+    assert "cold" in order[-1]
+    assert queue.tag("warm") <= 2 * queue.tolerance + 0.03
+    free = queue_of("warm", "cold", max_batch_rows=3)
+    free.submit(adapted("cold", 8), 0)
+    free.submit(adapted("warm", 8), 0)
+    batch = free.next_batch(0, {"warm"}).batch
+    assert batch is not None
+    assert [row.vfm for row in batch.rows] == ["warm", "cold"], "what is left of a batch is anybody's"
+
+
+def test_upcoming_are_those_that_have_had_least() -> None:
+    names = [f"v{i}" for i in range(20)]
+    queue = queue_of(*names, "bare", max_batch_rows=4)
+    for name in names:
+        queue.submit(adapted(name, 8), 0)
+    queue.submit(rows("bare", 8), 0)
+    batch = batch_of(queue, 0)
+    upcoming = queue.upcoming(8)
+    assert len(upcoming) == len(set(upcoming)) <= 8
+    assert not {row.adapter for row in batch.rows} & set(upcoming)
+    assert len(queue.upcoming(100)) == 16

@@ -8,12 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.recipes import base_model
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from fmplex_backend.backbones.base import Features
 from fmplex_backend.errors import Refused
-from fmplex_backend.heads.kinds import answers
+from fmplex_backend.heads import kinds
+from fmplex_backend.heads.kinds import Columns, Part
+from fmplex_backend.heads.linear_bank import WIDEST, LinearBank
 from fmplex_backend.heads.projections import linear, transformers_head
 from fmplex_backend.repository.artifact import Artifact, BackboneRef
 
@@ -22,6 +27,12 @@ LENGTHS = [4, 1, 3]
 
 def artifact(kind: str, **fields: Any) -> Artifact:
     return Artifact(kind=kind, backbone=BackboneRef(name="t", fingerprint="sha256:" + "0" * 64), **fields)  # type: ignore[arg-type]
+
+
+def answers(raw: Tensor, lengths: list[int], one: Artifact) -> tuple[Columns, list[bool]]:
+    """Of rows that are all one vFM's."""
+    parts = [Part(one, 0, len(raw), raw.shape[-1])]
+    return kinds.answers(one.kind, raw, lengths, parts)[0]
 
 
 @pytest.fixture
@@ -65,12 +76,12 @@ def test_classification() -> None:
 
 
 @pytest.mark.parametrize(
-    ("threshold", "given"), [(0.5, [["a", "b"], []]), (0.9, [["b"], []]), (0.1, [["a", "b"], ["c"]])]
+    ("threshold", "wanted"), [(0.5, [["a", "b"], []]), (0.9, [["b"], []]), (0.1, [["a", "b"], ["c"]])]
 )
-def test_multi_label(threshold: float, given: list[list[str]]) -> None:
+def test_multi_label(threshold: float, wanted: list[list[str]]) -> None:
     raw = torch.tensor([[0.0, 9.0, -9.0], [-9.0, -9.0, -1.0]])
     columns, _ = answers(raw, [1, 1], artifact("multi_label", labels=("a", "b", "c"), threshold=threshold))
-    assert columns["text"] == given
+    assert columns["text"] == wanted
     np.testing.assert_allclose(columns["scores"], 1 / (1 + np.exp(-raw.numpy())), rtol=1e-5)
 
 
@@ -92,6 +103,74 @@ def test_tokens_come_without_padding() -> None:
     assert finite == [True, True, True]
     raw[2, 2, 0] = torch.inf
     assert answers(raw, LENGTHS, artifact("token_classification", pooling="none", labels=("x", "y")))[1][2] is False
+
+
+@pytest.mark.parametrize("kind", ["classification", "multi_label", "regression", "embedding", "token_classification"])
+def test_parts_of_different_widths_are_answered_as_if_alone(kind: str) -> None:
+    """What lies in columns that are not a part's own, and in rows of others, is void: even if it is not finite."""
+    torch.manual_seed(0)
+    tokens = kind == "token_classification"
+    widths, rows = (2, 4, 3), (2, 1, 3)
+    raw = torch.randn(sum(rows), *((5,) if tokens else ()), 4)
+    lengths = [5, 2, 1, 4, 3, 5]
+    parts, start = [], 0
+    for width, count in zip(widths, rows, strict=True):
+        labels = tuple("abcd"[:width]) if kind in ("classification", "multi_label", "token_classification") else None
+        one = artifact(kind, labels=labels, pooling="none" if tokens else "mean")
+        parts.append(Part(one, start, start + count, width))
+        raw[start : start + count, ..., width:] = torch.inf if kind != "embedding" else 0
+        start += count
+    together = kinds.answers(kind, raw, lengths, parts)
+    for part, (columns, finite) in zip(parts, together, strict=True):
+        own = raw[part.start : part.stop, ..., : part.width]
+        wanted, wanted_finite = answers(own, lengths[part.start : part.stop], part.artifact)
+        assert finite == wanted_finite
+        assert columns.keys() == wanted.keys()
+        assert columns.get("text") == wanted.get("text")
+        for socket in columns.keys() - {"text"}:
+            for got, right in zip(columns[socket], wanted[socket], strict=True):
+                np.testing.assert_allclose(got, right, rtol=1e-6)
+
+
+@settings(max_examples=40)
+@given(
+    widths=st.lists(st.integers(1, WIDEST), min_size=1, max_size=12),
+    pooling=st.sampled_from(["mean", "cls", "none"]),
+    bias=st.booleans(),
+    data=st.data(),
+)
+def test_linear_heads_together_equal_each_alone(
+    widths: list[int], pooling: str, bias: bool, data: st.DataObject
+) -> None:
+    torch.manual_seed(len(widths))
+    bank = LinearBank()
+    hidden, mask = torch.randn(4, 3, 8), torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]])
+    features = Features(hidden, mask, {})
+    heads = {}
+    for number, width in enumerate(widths):
+        parameters = {"weight": torch.randn(width, 8)} | ({"bias": torch.randn(width)} if bias else {})
+        heads[number] = linear(artifact("embedding", pooling=pooling), parameters)
+        bank.put(number, heads[number])
+        if data.draw(st.booleans()):
+            bank.drop(number)
+            bank.put(number, heads[number])
+    sections = {bank.section(head) for head in heads.values()}
+    for section in sections:
+        own = [number for number, head in heads.items() if bank.section(head) == section]
+        numbers = data.draw(st.lists(st.sampled_from(own), min_size=1, max_size=6))
+        rows = torch.tensor(data.draw(st.lists(st.integers(0, 3), min_size=len(numbers), max_size=len(numbers))))
+        assert section is not None
+        raw = bank(section, features, rows, numbers)
+        for i, number in enumerate(numbers):
+            wanted = heads[number](features, rows[i : i + 1])[0]
+            torch.testing.assert_close(raw[i, ..., : widths[number]], wanted, atol=1e-5, rtol=1e-5)
+            assert not raw[i, ..., widths[number] :].any()
+
+
+def test_wide_heads_and_bare_vectors_are_not_stacked() -> None:
+    bank = LinearBank()
+    assert bank.section(linear(artifact("embedding"), {"weight": torch.zeros(WIDEST + 1, 8)})) is None
+    assert bank.section(linear(artifact("embedding", head="identity"), {})) is None
 
 
 @pytest.mark.parametrize("row", [0, 1])

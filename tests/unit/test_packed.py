@@ -20,7 +20,8 @@ from fmplex_backend.errors import Refused
 from fmplex_backend.repository.artifact import Artifact
 from fmplex_backend.repository.config import read_config, vfm_config
 from fmplex_backend.repository.interface import check_interface
-from fmplex_backend.repository.packed import pack, read_version, signature
+from fmplex_backend.repository.packed import pack, read_version
+from fmplex_backend.repository.watch import signature
 
 NOT_HERE = {"no_version", "pinned_nowhere", "port_out_of_range", "foreign", "head_not_the_labels"}
 """What the registry finds, and what is made for MiniLM's width."""
@@ -61,6 +62,15 @@ def test_the_table_of_broken_vfms(vfm: Path, tiny_backbone: Path, case: Broken) 
             assert part in str(caught.value)
 
 
+PARTS = {
+    **{name: {"magnitude"} for name in RECIPES if "dora" in name},
+    **{name: {"out_scale", "in_scale"} for name in ("ia3", "imported_ia3")},
+    "ia3_no_feedforward": {"out_scale"},
+    **{name: {"prompt"} for name, recipe in RECIPES.items() if recipe.has_prompt},
+}
+"""What a recipe's packed file holds beside LoRA, biases and the head."""
+
+
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_packed_file(tmp_path: Path, tiny_backbone: Path, name: str) -> None:
     recipe = RECIPES[name]
@@ -71,7 +81,8 @@ def test_packed_file(tmp_path: Path, tiny_backbone: Path, name: str) -> None:
         kinds = {key.partition("/")[0] for key in file.keys()}  # noqa: SIM118 - not a dict
         assert Artifact.model_validate_json(file.metadata()["artifact"]) == content.artifact
         assert all(file.get_tensor(key).dtype == np.float32 for key in file.keys())  # noqa: SIM118
-    assert ("lora_A" in kinds) == ("lora_B" in kinds) == (recipe.lora is not None)
+    assert kinds >= {"lora_A", "lora_B"} if recipe.lora else not kinds & {"lora_A", "lora_B"}
+    assert kinds - {"lora_A", "lora_B", "bias", "bias_delta", "head"} == PARTS.get(name, set())
     assert ("head" in kinds) == (recipe.head != "identity")
     assert content.width == (32 if recipe.head == "identity" else recipe.outputs)
     assert not (tmp_path / "packed.partial").exists()
@@ -133,6 +144,44 @@ def test_head(vfm: Path, tiny_backbone: Path, tensors: dict[str, Any], says: str
     with pytest.raises(Refused) as caught:
         load(vfm, tiny_backbone)
     assert says in str(caught.value)
+
+
+def test_a_prompt_takes_its_room_from_the_text(tmp_path: Path, tiny_backbone: Path) -> None:
+    facts = facts_of(tiny_backbone)
+    version = write_version(tmp_path / "vfm/1", RECIPES["prompt"], tiny_backbone)
+    content = read_version(version, tmp_path / "vfm", facts, 64)
+    assert content.artifact.encoder.max_length == 64 - 5
+    _vfm_json(tmp_path / "vfm", encoder={"max_length": 59})
+    assert read_version(version, tmp_path / "vfm", facts, 64).artifact.encoder.max_length == 59
+    _vfm_json(tmp_path / "vfm", encoder={"max_length": 60})
+    with pytest.raises(Refused, match=r"max_length 60 and the prompt's 5 virtual tokens .* at most 59 are left"):
+        read_version(version, tmp_path / "vfm", facts, 64)
+
+
+@pytest.mark.parametrize(
+    ("task_type", "says"),
+    [
+        ("SEQ_CLS", "task_type 'SEQ_CLS', so 'head' must be 'transformers', not 'linear'"),
+        ("TOKEN_CLS", "task_type 'TOKEN_CLS', so 'head' must be 'transformers', not 'linear'"),
+    ],
+)
+def test_a_prompt_is_served_with_the_head_it_was_trained_with(
+    tmp_path: Path, tiny_backbone: Path, task_type: str, says: str
+) -> None:
+    version = write_version(tmp_path / "vfm/1", RECIPES["prompt"], tiny_backbone)
+    path = version / "adapter/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"task_type": task_type}))
+    with pytest.raises(Refused) as caught:
+        read_version(version, tmp_path / "vfm", facts_of(tiny_backbone), 64)
+    assert says in str(caught.value)
+
+
+def test_a_prompt_without_a_head_wants_no_task_class(tmp_path: Path, tiny_backbone: Path) -> None:
+    version = write_version(tmp_path / "vfm/1", RECIPES["imported_prompt"], tiny_backbone)
+    path = version / "adapter/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"task_type": "FEATURE_EXTRACTION"}))
+    with pytest.raises(Refused, match="'head' must be 'linear' or 'identity', not 'transformers'"):
+        read_version(version, tmp_path / "vfm", facts_of(tiny_backbone), 64)
 
 
 def test_a_head_in_the_adapter_wants_head_transformers(tmp_path: Path, tiny_backbone: Path) -> None:

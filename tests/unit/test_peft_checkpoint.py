@@ -1,177 +1,175 @@
-"""Real PEFT checkpoints are read to what PEFT computes; corrupted ones are refused by name."""
+"""Real PEFT checkpoints are read to what PEFT computes with them."""
 
 from __future__ import annotations
 
 import copy
-import json
-import shutil
-from collections.abc import Callable
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.numpy import load_file, save_file
-from support.broken import BROKEN, GOOD
+from support.checkpoints import ADAPTED, edit_config, read, saved, weights_file, with_peft
 from support.facts import facts_of
-from support.recipes import RECIPES, base_model, save_adapter, write_version
+from support.recipes import RECIPES, base_model
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from fmplex_backend.errors import Refused
-from fmplex_backend.repository.peft_checkpoint import LoraConfigFile, read_checkpoint
+from fmplex_backend.arrays import Array
+from fmplex_backend.repository.peft_checkpoint import AdapterWeights
+from fmplex_backend.repository.peft_checkpoint.lora import LoraConfigFile
 
-WITH_LORA = {name: recipe for name, recipe in RECIPES.items() if recipe.lora is not None}
+WRAPPED = [name for name, recipe in ADAPTED.items() if not recipe.has_prompt and not recipe.imported]
+PROMPTS = [name for name, recipe in ADAPTED.items() if recipe.has_prompt]
 
 
-@pytest.mark.parametrize("name", sorted(WITH_LORA))
-def test_weights_are_pefts_own(tiny_backbone: Path, tmp_path: Path, name: str) -> None:
-    """For every layer, base + B·A + biases equals the layer that PEFT merges."""
-    recipe = WITH_LORA[name]
-    torch.manual_seed(1)
-    save_adapter(tmp_path / "adapter", recipe, tiny_backbone)
-    read = read_checkpoint(tmp_path / "adapter", tmp_path, facts_of(tiny_backbone), 64)
-    assert bool(read.head) == recipe.imported
-    if recipe.imported:
-        assert set(read.head) == {"classifier.weight", "classifier.bias"}
-        return
-    base = base_model(tiny_backbone)
-    merged = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "adapter").merge_and_unload()
-    touched = 0
-    for layer in facts_of(tiny_backbone).layers:
-        own, wanted = base.get_submodule(layer), merged.get_submodule(layer)
-        weight, bias = own.weight.detach().numpy().copy(), own.bias.detach().numpy().copy()
-        if layer in read.a:
-            weight += read.b[layer] @ read.a[layer]
-            touched += 1
-        bias = read.bias.get(layer, bias) + read.bias_delta.get(layer, 0)
-        np.testing.assert_allclose(weight, wanted.weight.detach().numpy(), atol=1e-6)
-        np.testing.assert_allclose(bias, wanted.bias.detach().numpy(), atol=1e-6)
-    assert touched == len(read.a) > 0
+def forward(adapter: AdapterWeights, layer: str, x: Array, weight: Array, bias: Array) -> Array:
+    """What `AdapterWeights` says a layer computes, in its own words."""
+    bias = adapter.bias.get(layer, bias)
+    y = (adapter.in_scale.get(layer, np.float32(1)) * x) @ weight.T
+    if layer in adapter.a:
+        y = y + x @ adapter.a[layer].T @ adapter.b[layer].T
+    if layer in adapter.magnitude:
+        norm = np.linalg.norm(weight + adapter.b[layer] @ adapter.a[layer], axis=1)
+        y = adapter.magnitude[layer] / norm * y
+    return adapter.out_scale.get(layer, np.float32(1)) * (y + bias) + adapter.bias_delta.get(layer, np.float32(0))
+
+
+def check_layers(adapter: AdapterWeights, folder: Path, backbone: Path) -> None:
+    """Every layer of PEFT's own model computes what was read, and only touched ones differ from the bare backbone."""
+    base = base_model(backbone)
+    model = with_peft(copy.deepcopy(base), folder).get_base_model()
+    touched = adapter.a.keys() | adapter.out_scale.keys() | adapter.in_scale.keys() | adapter.bias.keys()
+    for layer, (_, width) in facts_of(backbone).layers.items():
+        own = base.get_submodule(layer)
+        x = torch.randn(3, width)
+        with torch.inference_mode():
+            wanted, bare = model.get_submodule(layer)(x).numpy(), own(x).numpy()
+        got = forward(adapter, layer, x.numpy(), own.weight.detach().numpy(), own.bias.detach().numpy())
+        np.testing.assert_allclose(got, wanted, atol=1e-5, err_msg=layer)
+        assert (layer in touched) == (np.abs(wanted - bare).max() > 1e-3), layer
+
+
+@pytest.mark.parametrize("name", sorted(WRAPPED))
+def test_every_layer_computes_what_peft_computes(tiny_backbone: Path, tmp_path: Path, name: str) -> None:
+    adapter = saved(tmp_path, name, tiny_backbone)
+    check_layers(adapter, tmp_path, tiny_backbone)
+    assert not adapter.head
+    assert adapter.virtual_tokens == 0
+    assert (adapter.rank > 0) == (RECIPES[name].lora is not None)
+    assert adapter.magnitude.keys() == (adapter.a.keys() if name.startswith("dora") else set())
+
+
+@pytest.mark.parametrize("name", ["lora_qv_4", "dora_qv_8", "ia3"])
+def test_fan_in_fan_out_means_nothing_on_linear_layers(tiny_backbone: Path, tmp_path: Path, name: str) -> None:
+    saved(tmp_path, name, tiny_backbone)
+    edit_config(tmp_path, fan_in_fan_out=True)
+    check_layers(read(tmp_path, tiny_backbone), tmp_path, tiny_backbone)
+
+
+def test_dora_under_the_name_it_has_inside_the_model(tiny_backbone: Path, tmp_path: Path) -> None:
+    plain = saved(tmp_path, "dora_qv_8", tiny_backbone)
+    path = weights_file(tmp_path)
+    tensors = load_file(path)
+    assert any(key.endswith(".lora_magnitude_vector") for key in tensors), "PEFT names it otherwise now"
+    renamed = {key.replace("_vector", "_vector.weight"): value for key, value in tensors.items()}
+    save_file(renamed, path)
+    again = read(tmp_path, tiny_backbone)
+    for layer, vector in plain.magnitude.items():
+        np.testing.assert_array_equal(vector, again.magnitude[layer])
+
+
+def test_feedforward_modules_as_an_expression(tiny_backbone: Path, tmp_path: Path) -> None:
+    saved(tmp_path, "ia3", tiny_backbone)
+    edit_config(tmp_path, feedforward_modules=r".*\.output\.dense")
+    adapter = read(tmp_path, tiny_backbone)
+    assert len(adapter.in_scale) == 4
+    check_layers(adapter, tmp_path, tiny_backbone)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, recipe in ADAPTED.items() if recipe.imported))
+def test_a_head_saved_along(tiny_backbone: Path, tmp_path: Path, name: str) -> None:
+    assert set(saved(tmp_path, name, tiny_backbone).head) == {"classifier.weight", "classifier.bias"}
 
 
 def test_biases_of_a_head_saved_twice(tiny_backbone: Path, tmp_path: Path) -> None:
     """With bias="all" PEFT saves the untrained head's bias as ``original_module`` too; the trained one counts."""
-    torch.manual_seed(1)
-    save_adapter(tmp_path / "adapter", RECIPES["imported_tokens"], tiny_backbone)
-    saved = load_file(tmp_path / "adapter/adapter_model.safetensors")
-    assert any(".original_module." in key for key in saved), "PEFT no longer does this"
-    read = read_checkpoint(tmp_path / "adapter", tmp_path, facts_of(tiny_backbone), 64)
-    trained = next(v for k, v in saved.items() if "classifier" in k and k.endswith("bias") and "original" not in k)
-    np.testing.assert_array_equal(read.head["classifier.bias"], trained)
+    adapter = saved(tmp_path, "imported_tokens", tiny_backbone)
+    tensors = load_file(weights_file(tmp_path))
+    assert any(".original_module." in key for key in tensors), "PEFT no longer does this"
+    trained = next(v for k, v in tensors.items() if "classifier" in k and k.endswith("bias") and "original" not in k)
+    np.testing.assert_array_equal(adapter.head["classifier.bias"], trained)
 
 
-@pytest.fixture
-def good(tiny_backbone: Path, tmp_path: Path) -> Path:
-    """A vFM's folder with one good version."""
-    write_version(tmp_path / "good/1", GOOD, tiny_backbone)
-    return tmp_path / "good"
+# Prompts: PEFT's own models against what the docstring of `prompt` says of them.
+
+IDS = torch.tensor([[2, 5, 9, 3, 6, 11, 3]])
+TYPES = torch.tensor([[0, 0, 0, 0, 1, 1, 1]])
+MASK = torch.ones_like(IDS)
 
 
-def test_good(good: Path, tiny_backbone: Path) -> None:
-    assert read_checkpoint(good / "1/adapter", good, facts_of(tiny_backbone), 64).rank == 8
+@pytest.mark.parametrize("name", sorted(PROMPTS))
+def test_a_prompt_is_what_peft_loads(tiny_backbone: Path, tmp_path: Path, name: str) -> None:
+    adapter = saved(tmp_path, name, tiny_backbone)
+    recipe = RECIPES[name]
+    if not recipe.imported:
+        model = copy.deepcopy(base_model(tiny_backbone))
+    else:
+        tokens = recipe.kind == "token_classification"
+        task = AutoModelForTokenClassification if tokens else AutoModelForSequenceClassification
+        model = task.from_pretrained(tiny_backbone, num_labels=recipe.outputs)
+    wanted = with_peft(model, tmp_path).get_prompt(1)[0].detach().numpy()
+    assert adapter.prompt is not None
+    np.testing.assert_array_equal(adapter.prompt, wanted)
+    assert (adapter.virtual_tokens, adapter.rank) == (len(wanted), 0)
 
 
-_ADAPTER_CASES = [
-    "no_adapter",
-    "no_weights",
-    "truncated",
-    "no_such_layer",
-    "nan_adapter",
-    "pickle",
-    "dora",
-    "other_peft",
-]
+def hidden_behind(prompt: Array, backbone: Any, types: torch.Tensor) -> torch.Tensor:
+    """The docstring's forward: [1, V + 7, hidden], positions counted from the first virtual token."""
+    words = torch.cat([torch.from_numpy(prompt)[None], backbone.embeddings.word_embeddings(IDS)], 1)
+    types = torch.cat([torch.zeros(1, len(prompt), dtype=torch.int64), types], 1)
+    positions = torch.arange(words.shape[1])[None]
+    hidden: torch.Tensor = backbone(
+        inputs_embeds=words, token_type_ids=types, position_ids=positions, attention_mask=torch.ones_like(types)
+    ).last_hidden_state
+    return hidden
 
 
-@pytest.mark.parametrize("name", [*_ADAPTER_CASES, "link_adapter"])
-def test_corrupted(good: Path, tiny_backbone: Path, name: str) -> None:
-    case = next(case for case in BROKEN if case.name == name)
-    case.breaks(good)
-    with pytest.raises(Refused) as caught:
-        read_checkpoint(good / "1/adapter", good, facts_of(tiny_backbone), 64)
-    for part in case.says:
-        assert part in str(caught.value)
+@torch.inference_mode()
+def test_feature_extraction_keeps_virtual_positions_and_drops_types(tiny_backbone: Path, tmp_path: Path) -> None:
+    adapter = saved(tmp_path, "prompt", tiny_backbone)
+    assert adapter.prompt is not None
+    base = base_model(tiny_backbone)
+    model = with_peft(copy.deepcopy(base), tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that it drops them
+        got = model(input_ids=IDS, attention_mask=MASK, token_type_ids=TYPES).last_hidden_state
+    assert got.shape[1] == 5 + 7
+    torch.testing.assert_close(got, hidden_behind(adapter.prompt, base, torch.zeros_like(TYPES)))
 
 
-def _drop(suffix: str) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    return lambda tensors: {key: value for key, value in tensors.items() if not key.endswith(suffix)}
+@torch.inference_mode()
+def test_task_classes_keep_types_and_pool_a_virtual_token(tiny_backbone: Path, tmp_path: Path) -> None:
+    adapter = saved(tmp_path, "imported_prompt_pair", tiny_backbone)
+    assert adapter.prompt is not None
+    model = with_peft(AutoModelForSequenceClassification.from_pretrained(tiny_backbone), tmp_path)
+    got = model(input_ids=IDS, attention_mask=MASK, token_type_ids=TYPES).logits
+    base = base_model(tiny_backbone)
+    first = hidden_behind(adapter.prompt, base, TYPES)[:, 0]
+    weight, bias = (torch.from_numpy(adapter.head[f"classifier.{name}"]) for name in ("weight", "bias"))
+    torch.testing.assert_close(got, torch.tanh(base.pooler.dense(first)) @ weight.T + bias)
 
 
-def _rename(old: str, new: str) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    return lambda tensors: {key.replace(old, new): value for key, value in tensors.items()}
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (_drop("layer.0.attention.self.query.lora_B.weight"), "only one of lora_A and lora_B"),
-        (_rename("base_model.model.", "model."), "PEFT did not write it"),
-        (_rename(".lora_A.weight", ".lora_magnitude_vector"), "changes the shared backbone itself"),
-        (
-            lambda t: t | {"base_model.model.embeddings.word_embeddings.weight": np.zeros(1, np.float32)},
-            "shared backbone",
-        ),
-        (
-            lambda t: t | {"base_model.model.encoder.layer.0.output.dense.weight": np.zeros(1, np.float32)},
-            "shared backbone",
-        ),
-        (
-            lambda t: t | {"base_model.model.pooler.dense.bias": np.zeros(5, np.float32)},
-            "pooler.dense.bias has shape [5]",
-        ),
-        (lambda _: {"base_model.model.classifier.weight": np.zeros((2, 32), np.float32)}, "holds no LoRA weights"),
-        (lambda t: {key: value.astype(np.int32) for key, value in t.items()}, "has dtype I32"),
-    ],
-    ids=["unpaired", "prefix", "dora", "embedding", "full_weight", "bias_shape", "no_lora", "dtype"],
-)
-def test_odd_tensors(good: Path, tiny_backbone: Path, change: Callable[..., dict[str, np.ndarray]], says: str) -> None:
-    path = good / "1/adapter/adapter_model.safetensors"
-    save_file(change(load_file(path)), path)
-    with pytest.raises(Refused, match=None) as caught:
-        read_checkpoint(good / "1/adapter", good, facts_of(tiny_backbone), 64)
-    assert says in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"init_lora_weights": "pissa"}, "changed the backbone's own weights"),
-        ({"layer_replication": [[0, 1]]}, "layer_replication is set"),
-        ({"trainable_token_indices": [1]}, "trainable_token_indices is set"),
-        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens is set"),
-        ({"rank_pattern": {"(query)+": 4}}, "has a quantifier"),
-        ({"alpha_pattern": {"(": 4.0}}, "not a regular expression"),
-        ({"lora_alpha": "many"}, "'lora_alpha' is 'many'"),
-        ({"bias": "some"}, "'bias' is 'some'"),
-        ({"r": 0}, "'r' is 0"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_configurations_that_would_be_answered_wrongly(
-    good: Path, tiny_backbone: Path, changes: dict[str, object], says: str
-) -> None:
-    path = good / "1/adapter/adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    with pytest.raises(Refused) as caught:
-        read_checkpoint(good / "1/adapter", good, facts_of(tiny_backbone), 64)
-    assert says in str(caught.value)
-
-
-def test_refusals_do_not_depend_on_the_order_of_tensors(good: Path, tiny_backbone: Path, tmp_path: Path) -> None:
-    """Everything is wrong; each time the same thing is named."""
-    path = good / "1/adapter/adapter_model.safetensors"
-    tensors = {key: value[:, :3] for key, value in load_file(path).items()}
-    said = set()
-    for number in range(8):
-        folder = tmp_path / f"copy{number}"
-        shutil.copytree(good / "1/adapter", folder / "adapter")
-        save_file(
-            {k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / "adapter/adapter_model.safetensors"
-        )
-        with pytest.raises(Refused) as caught:
-            read_checkpoint(folder / "adapter", folder, facts_of(tiny_backbone), 64)
-        said.add(str(caught.value))
-    assert len(said) == 1
+@torch.inference_mode()
+def test_token_classes_answer_for_virtual_tokens_too(tiny_backbone: Path, tmp_path: Path) -> None:
+    adapter = saved(tmp_path, "imported_prompt_tokens", tiny_backbone)
+    assert adapter.prompt is not None
+    model = with_peft(AutoModelForTokenClassification.from_pretrained(tiny_backbone, num_labels=4), tmp_path)
+    got = model(input_ids=IDS, attention_mask=MASK, token_type_ids=TYPES).logits
+    assert got.shape == (1, 3 + 7, 4)
+    weight, bias = (torch.from_numpy(adapter.head[f"classifier.{name}"]) for name in ("weight", "bias"))
+    torch.testing.assert_close(got, hidden_behind(adapter.prompt, base_model(tiny_backbone), TYPES) @ weight.T + bias)
 
 
 @pytest.mark.parametrize(("rslora", "factor"), [(False, 24 / 4), (True, 24 / 2)])

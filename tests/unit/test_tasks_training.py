@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 from fmplex_backend.errors import InvalidInput, NotFound, Refused
 from fmplex_backend.repository.artifact import EncoderSpec
 from fmplex_backend.repository.config import CONFIG_FILE
+from fmplex_backend.repository.golden import read_golden
 from fmplex_tools.task_cli import app
 from fmplex_tools.tasks import Examples, LoraOptions, TaskOptions, create_task, import_task, show_task, train_task
 from fmplex_tools.tasks.backbone import Backbone
@@ -123,6 +124,9 @@ def test_a_classifier_beats_the_majority_and_equals_plain_peft(
     assert quality.value >= quality.baseline + 0.2
     texts = [text for text, _ in _rows(seed=1)]
     plain = _plain(backbone, repository / "polarity" / "1", texts, 12)
+    golden = read_golden(version := repository / "polarity" / "1", version, result.artifact, 2)
+    assert golden is not None
+    np.testing.assert_allclose(golden.arrays, _plain(backbone, version, golden.texts, 12), atol=1e-5)
     labels = np.array(result.artifact.labels)[plain.argmax(1)]
     truth = np.array([label for _, label in _rows(seed=1)])
     assert (labels == truth).mean() >= quality.baseline + 0.2

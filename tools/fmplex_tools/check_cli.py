@@ -15,12 +15,16 @@ from fmplex_backend.repository.layout import physical_fms
 from fmplex_tools.console import DEFAULT_REPOSITORY, fail, out
 from fmplex_tools.serving import refusals, unreadable, vfm_table
 
+_NAMED = 5
+
 
 def check(
     repository: Annotated[Path, typer.Option("--repository", "-r", help="Model repository.")] = DEFAULT_REPOSITORY,
     fm: Annotated[str | None, typer.Option(help="Only this physical FM.")] = None,
 ) -> None:
     """Validate a repository without a server: every rule that the server applies, in the same words.
+
+    Every version answers its golden rows, as before it is served.
 
     Exit code 0 when everything would be served, 1 otherwise.
 
@@ -44,7 +48,8 @@ def check(
             problems.append(str(error))
             continue
         out.print(vfm_table(status, served="ok"))
-        problems += refusals(status)
+        out.print(golden_line(status))
+        problems += refusals(status) + unanswered(status)
     for problem in dict.fromkeys(problems):
         fail(problem)
     if problems:
@@ -64,3 +69,17 @@ def check_fm(repository: Path, fm: str) -> dict[str, Any]:
         return host.status()
     finally:
         host.stop()
+
+
+def golden_line(status: dict[str, Any]) -> str:
+    """How many vFMs answered their golden rows, and which have none."""
+    served = [vfm for vfm in status["vfms"] if "golden" in vfm]
+    without = [vfm["name"] for vfm in served if vfm["golden"] == "none"]
+    names = f"; none: {', '.join(without[:_NAMED])}{', …' if len(without) > _NAMED else ''}" if without else ""
+    return f"golden rows: {len(served) - len(without)} of {len(served)} vFMs answered them as they must{escape(names)}"
+
+
+def unanswered(status: dict[str, Any]) -> list[str]:
+    """vFMs that are neither served nor refused: their golden rows had no answer in time."""
+    names = [vfm["name"] for vfm in status["vfms"] if vfm["state"] == "loading" and not vfm["reason"]]
+    return [f"vFM {name!r}: it could not be loaded and checked in time; run the check again" for name in names]

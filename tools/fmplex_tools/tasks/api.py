@@ -1,7 +1,7 @@
 """Making tasks from data: `create_task` for a new vFM, `train_task` for a new version of one.
 
 Both run the same course: kind, split, features, head (and adapter), held-out quality, artifact, the server's own
-check of it, and one rename into the repository.
+check of it, golden rows, and one rename into the repository.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from fmplex_backend.repository.artifact import Artifact, Pooling, Quality
 from fmplex_backend.repository.config import Policy, read_config
 from fmplex_backend.repository.packed import read_version
 from fmplex_tools.tasks import publish
-from fmplex_tools.tasks.artifact_writer import now, write_version
+from fmplex_tools.tasks.artifact_writer import now, write_golden, write_version
 from fmplex_tools.tasks.backbone import Backbone, Encoded, check_length, load_backbone, read_settings
 from fmplex_tools.tasks.data import Examples
 from fmplex_tools.tasks.evaluate import Score, mean_absolute_error, score
+from fmplex_tools.tasks.golden import make_golden
 from fmplex_tools.tasks.heads import Head, fit_head
 from fmplex_tools.tasks.kinds import Targets, encode
 from fmplex_tools.tasks.options import TaskOptions
@@ -100,7 +101,7 @@ def create_task(
     check_length(backbone, options.encoder)
     artifact, learned = _learn(backbone, prepared, options, reporter or Reporter())
     with publish.staged(repository) as scratch:
-        width = _write_checked(scratch, artifact, learned, backbone, settings.max_adapter_rank)
+        width = _write_checked(scratch, artifact, learned, prepared, backbone, settings.max_adapter_rank)
         size = _bytes(scratch / "version")
         port = publish.publish_vfm(
             repository,
@@ -143,7 +144,7 @@ def train_task(
     check_length(backbone, options.encoder)
     artifact, learned = _learn(backbone, prepared, options, reporter or Reporter())
     with publish.staged(repository) as scratch:
-        width = _write_checked(scratch, artifact, learned, backbone, settings.max_adapter_rank)
+        width = _write_checked(scratch, artifact, learned, prepared, backbone, settings.max_adapter_rank)
         if info.width is not None and width != info.width:
             raise InvalidInput(
                 f"vFM {name!r} has {info.width} outputs, the new version {width}; pass --dimensions {info.width}"
@@ -265,11 +266,16 @@ def _error(head: Head, held: Array, targets: Targets) -> float | None:
     return mean_absolute_error(targets.values, head.apply(held))
 
 
-def _write_checked(scratch: Path, artifact: Artifact, learned: _Learned, backbone: Backbone, max_rank: int) -> int:
+def _write_checked(
+    scratch: Path, artifact: Artifact, learned: _Learned, prepared: Prepared, backbone: Backbone, max_rank: int
+) -> int:
     """Write the version and read it back as the server would; the width of its outputs."""
     version = scratch / "version"
     write_version(version, artifact, learned.head, learned.adapter)
-    return check_version(version, backbone, max_rank)
+    width = check_version(version, backbone, max_rank)
+    examples = prepared.test if len(prepared.test) else prepared.train
+    write_golden(version, make_golden(version, artifact, backbone, examples.texts, examples.pairs))
+    return width
 
 
 def check_version(version: Path, backbone: Backbone, max_rank: int) -> int:

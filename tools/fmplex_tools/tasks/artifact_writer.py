@@ -1,4 +1,4 @@
-"""Writing a version directory: ``vfm.json``, ``adapter/`` as PEFT writes it, ``head.safetensors``."""
+"""Writing a version directory: ``vfm.json``, ``adapter/`` as PEFT writes it, ``head.safetensors``, ``golden.json``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from fmplex_backend.repository.artifact import ADAPTER_DIR, ARTIFACT_FILE, HEAD_FILE, Artifact
+from fmplex_backend.repository.golden import GOLDEN_FILE, Golden
 from fmplex_tools.tasks.heads import Head
 
 
@@ -46,6 +47,11 @@ def write_head(path: Path, head: Head) -> None:
 def write_artifact(folder: Path, artifact: Artifact) -> None:
     """``vfm.json``, indented for people."""
     (folder / ARTIFACT_FILE).write_text(artifact.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def write_golden(folder: Path, golden: Golden) -> None:
+    """``golden.json``: its numbers are read back exactly."""
+    (folder / GOLDEN_FILE).write_text(golden.model_dump_json(exclude_none=True) + "\n", encoding="utf-8")
 
 
 def now() -> str:

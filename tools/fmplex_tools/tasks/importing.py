@@ -8,6 +8,8 @@ TOKEN_CLS           kind token_classification, transformers' own head, saved by 
 FEATURE_EXTRACTION  kind embedding: the adapted backbone's pooled vector itself
 ==================  ====================================================================================
 
+Its ``peft_type`` may be any that `fmplex_backend.repository.peft_checkpoint` reads: LoRA (rsLoRA, DoRA), IA3, prompt
+tuning and p-tuning.
 Whatever the server would refuse is refused here, in the same words, before anything is published.
 """
 
@@ -28,8 +30,9 @@ from fmplex_backend.repository.packed import read_version
 from fmplex_backend.repository.peft_checkpoint import CONFIG, WEIGHTS
 from fmplex_tools.tasks import publish
 from fmplex_tools.tasks.api import TaskResult, model_batch_size
-from fmplex_tools.tasks.artifact_writer import now, write_artifact
+from fmplex_tools.tasks.artifact_writer import now, write_artifact, write_golden
 from fmplex_tools.tasks.backbone import Backbone, check_length, load_backbone, read_settings
+from fmplex_tools.tasks.golden import make_golden
 
 TaskType = Literal["SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION"]
 TASK_TYPES: tuple[TaskType, ...] = ("SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION")
@@ -88,6 +91,7 @@ def import_task(
         _copy(checkpoint, version / ADAPTER_DIR)
         write_artifact(version, artifact)
         width = _check(version, backbone, settings.max_adapter_rank)
+        write_golden(version, make_golden(version, artifact, backbone))
         size = sum(path.stat().st_size for path in version.rglob("*") if path.is_file())
         port = publish.publish_vfm(
             repository,

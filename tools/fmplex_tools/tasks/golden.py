@@ -1,0 +1,169 @@
+"""A version's golden rows: a few of the task's own texts, and what plain transformers, PEFT and the head answer them.
+
+Nothing of the engine is used here, and the version is read from the files that will be served. So a host that answers
+the same (`fmplex_backend.host.golden`) serves what was trained.
+"""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
+from transformers.utils import logging
+
+from fmplex_backend.backbones.text import local_folder
+from fmplex_backend.encoders.text import prepare
+from fmplex_backend.errors import InvalidInput
+from fmplex_backend.repository.artifact import ADAPTER_DIR, HEAD_FILE, Artifact
+from fmplex_backend.repository.golden import Golden, GoldenRow, answers_by_token
+from fmplex_tools.tasks.backbone import Backbone
+
+MAX_TOKENS = 64
+"""Longest golden row, where the data has one so short."""
+CANDIDATES = 8
+"""Texts that golden rows are chosen from."""
+TEXTS = ("A short text that says what it has to say.", "Nobody expected it to rain for 40 days, but it did!")
+PAIRS = ("It is not long.", "The weather was fine.")
+"""For versions that come without data."""
+
+
+def make_golden(
+    folder: Path, artifact: Artifact, backbone: Backbone, texts: Sequence[str] = (), pairs: Sequence[str] | None = None
+) -> Golden:
+    """Golden rows of the version in ``folder``, chosen from ``texts`` (and ``pairs``) or, without any, our own.
+
+    Two rows, or one where a row is answered token by token. Raises `InvalidInput` where the encoder takes no row.
+    """
+    if not texts:
+        texts, pairs = TEXTS, PAIRS if artifact.encoder.pair else None
+    seconds: Sequence[str | None] = [None] * len(texts) if pairs is None else pairs
+    rows = _short(artifact, backbone, texts, seconds)
+    with _quiet():
+        plain = _Plain(folder, artifact, backbone)
+        candidates = [(GoldenRow(text=text, text_pair=pair), plain(text, pair)) for text, pair in rows]
+    # The larger the numbers, the less a wrong answer can pass for a rounded one.
+    candidates.sort(key=lambda made: -float(np.abs(made[1]).max()))
+    chosen = candidates[: 1 if answers_by_token(artifact) else 2]
+    return Golden(
+        inputs=tuple(row for row, _ in chosen),
+        outputs=tuple(_shortest(output) for _, output in chosen),
+        made_with={
+            **{name: installed(name) for name in ("torch", "transformers", "peft")},
+            "machine": f"{platform.machine()} {backbone.device.type}",
+        },
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings about type ids, renamed attributes and heads that are random until PEFT loads its own."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _short(
+    artifact: Artifact, backbone: Backbone, texts: Sequence[str], pairs: Sequence[str | None]
+) -> list[tuple[str, str | None]]:
+    """The first different rows of at most `MAX_TOKENS` tokens; the shortest one where all are longer."""
+    found: list[tuple[int, tuple[str, str | None]]] = []
+    rows = list(dict.fromkeys(zip(texts, pairs, strict=True)))
+    for text, pair in rows[: 16 * CANDIDATES]:
+        try:
+            encoded = backbone.encode([text], None if pair is None else [pair], artifact.encoder)
+        except InvalidInput:
+            continue  # e.g. longer than an encoder without truncation takes
+        found.append((int(encoded.lengths()[0]), (text, pair)))
+    if not found:
+        raise InvalidInput(f"none of {len(rows)} texts is one that the vFM's encoder takes, the first is {rows[0]!r}")
+    found.sort(key=lambda entry: entry[0] > MAX_TOKENS)  # a stable sort: the first that fit, then the others
+    fit = [row for size, row in found[:CANDIDATES] if size <= MAX_TOKENS]
+    shortest = min(found, key=lambda entry: entry[0])[1]
+    return fit if fit and not answers_by_token(artifact) else [shortest]
+
+
+class _Plain:
+    """One version, as its owner would compute it without FMplex: a row at a time, in fp32, nothing padded."""
+
+    def __init__(self, folder: Path, artifact: Artifact, backbone: Backbone) -> None:
+        self._artifact, self._backbone = artifact, backbone
+        source = local_folder(backbone.facts.spec)
+        self._tokenizer = AutoTokenizer.from_pretrained(source)
+        self._model = self._build(folder, source).eval().to(backbone.device)
+        config = getattr(self._model, "active_peft_config", None)
+        self._virtual: int = getattr(config, "num_virtual_tokens", 0) or 0
+        head = folder / HEAD_FILE
+        self._head = load_file(head, device=str(backbone.device)) if artifact.head == "linear" else None
+
+    def _build(self, folder: Path, source: Path) -> Any:
+        artifact = self._artifact
+        if artifact.head == "transformers":
+            tokens = artifact.kind == "token_classification"
+            auto: Any = AutoModelForTokenClassification if tokens else AutoModelForSequenceClassification
+            model = auto.from_pretrained(
+                source, num_labels=len(artifact.labels or ("value",)), dtype=torch.float32, use_safetensors=True
+            )
+        elif artifact.adapter:
+            model = self._backbone.fresh_model()
+        else:
+            return self._backbone.model
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(model, str(folder / ADAPTER_DIR))
+
+    @torch.inference_mode()
+    def __call__(self, text: str, pair: str | None) -> Any:
+        """Logits, values or embedding: fp32 [width], or [tokens, width]."""
+        spec = self._artifact.encoder
+        limit = spec.max_length or self._backbone.facts.max_length - self._virtual
+        second = None if pair is None else prepare(pair, spec, "text_pair", prefix=False)
+        inputs = self._tokenizer(
+            prepare(text, spec, "text"),
+            second,
+            truncation="longest_first" if spec.truncation else False,
+            max_length=limit,
+            return_tensors="pt",
+        ).to(self._backbone.device)
+        output = self._model(**inputs)
+        if self._artifact.head == "transformers":
+            raw = self._of_tokens(output.logits[0])
+        else:
+            raw = self._pooled(output.last_hidden_state[0])
+            if self._head is not None:
+                raw = torch.nn.functional.linear(raw, self._head["weight"], self._head.get("bias"))
+        if self._artifact.normalize:
+            raw = torch.nn.functional.normalize(raw, dim=-1)
+        return raw.float().cpu().numpy()
+
+    def _pooled(self, hidden: Tensor) -> Tensor:
+        """Of all positions, a prompt's too, as PEFT gives them."""
+        if self._artifact.pooling == "mean":
+            return hidden.mean(0)
+        if self._artifact.pooling == "none":
+            return self._of_tokens(hidden)
+        return hidden[0] if self._artifact.pooling == "cls" else hidden[-1]
+
+    def _of_tokens(self, answers: Tensor) -> Tensor:
+        return answers[self._virtual :] if answers.ndim == 2 else answers
+
+
+def _shortest(output: Any) -> Any:
+    """Nested lists of the numbers that, read as fp32, are exactly those of ``output``, in as few digits as possible."""
+    if output.ndim == 1:
+        return [float(str(value)) for value in output]
+    return [_shortest(row) for row in output]
