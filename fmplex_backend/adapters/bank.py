@@ -5,14 +5,16 @@
 2. Tensors that go to the same place are stacked, by rank class (powers of two), so that a large rank does not make
    small ones pay. A stack grows with what is loaded; place and slot give the row in it by a table.
 3. What a batch does not need costs nothing: a layer that none of its rows touches has no work, a batch without
-   adapters has none at all, and a batch with one adapter needs no gathering.
+   adapters has none at all. Gathering each row's own tensors costs as much as multiplying with them, and is left out
+   where the rows take a run of entries, each as often (what a fair queue makes of vFMs that all have rows), and where
+   there is one adapter only; that one is merged into the weights for the time being where this is cheaper.
 4. A slot is stamped with whose adapter it holds: a row is computed only in a slot with its own stamp. Slots that are
    given up are zeroed in every stack.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -82,6 +84,37 @@ class _Stack:
         self._free.append(entry)
 
 
+Merge = Callable[[Tensor], Tensor | None]
+"""The weight for an input, with an adapter merged in, or None for the layer's own."""
+
+
+class _Forward:
+    """In the place of a linear layer's own forward pass: the same, or with another weight for the time being."""
+
+    def __init__(self, module: nn.Linear) -> None:
+        self._module = module
+        self.mergers: list[Merge] = []
+
+    @classmethod
+    def of(cls, module: nn.Linear) -> _Forward:
+        """The one that ``module`` has, or gets now."""
+        found = vars(module).get("forward")
+        if not isinstance(found, cls):
+            found = module.forward = cls(module)  # type: ignore[method-assign, assignment]
+        return found
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weights = (merge(x) for merge in self.mergers)
+        weight = next((weight for weight in weights if weight is not None), self._module.weight)
+        return nn.functional.linear(x, weight, self._module.bias)
+
+    def remove(self, merge: Merge) -> None:
+        """Take one away; after the last, the module is as it was."""
+        self.mergers.remove(merge)
+        if not self.mergers:
+            del self._module.forward
+
+
 @dataclass(frozen=True)
 class _Work:
     """What one stack has to do in the current batch."""
@@ -91,8 +124,15 @@ class _Work:
     """Rows concerned: a slice of the batch, or their places in it."""
     entries: Tensor
     """Of each of these rows, its entry of the stack."""
-    single: int | None
-    """The entry, where it is the same for all of them."""
+    run: slice | None
+    """The entries, where they are consecutive ones, each of equally many rows that lie together."""
+    whole: bool
+    """Whether every row of the batch is concerned."""
+
+    @property
+    def single(self) -> int | None:
+        """The entry, where there is one only."""
+        return self.run.start if self.run is not None and self.run.stop == self.run.start + 1 else None
 
     def gathered(self) -> list[Tensor]:
         """Each row's own tensors: [rows, …]."""
@@ -116,8 +156,11 @@ class AdapterBank:
         self._places: dict[int, list[Place]] = {}
         self._stacks: dict[Place, _Stack] = {}
         self._hooks: dict[tuple[str, bool], Any] = {}
+        self._mergers: list[tuple[nn.Linear, Merge]] = []
         self._work: dict[str, list[_Work]] = {}
         self._input_work: dict[str, list[_Work]] = {}
+        self._merged: str | None = None
+        """The layer whose output has its adapter in it already; set and read within one call of the layer."""
         self.layout = 0
         """Changes whenever a stack is new or lies elsewhere in memory."""
 
@@ -130,6 +173,10 @@ class AdapterBank:
     def free(self) -> int:
         """Slots without an adapter."""
         return len(self._free)
+
+    def slot(self, generation: int) -> int:
+        """Where the generation's adapter is, 0 where it has no slot; may be asked from any thread."""
+        return self._slots.get(generation, 0)
 
     def put(self, stamp: Stamp, adapter: Adapter) -> None:
         """Give an adapter a slot. Raises IndexError where none is free; what fails leaves nothing behind."""
@@ -173,6 +220,10 @@ class AdapterBank:
         before = place.role == "in_scale"
         if (place.module, before) not in self._hooks:
             module = self._modules[place.module]
+            if type(module) is nn.Linear:
+                merge = self._merger(place.module, module)
+                _Forward.of(module).mergers.append(merge)
+                self._mergers.append((module, merge))
             self._hooks[place.module, before] = (
                 module.register_forward_pre_hook(self._input_hook(place.module))
                 if before
@@ -184,6 +235,9 @@ class AdapterBank:
         """Take every hook off the model, which may go on without this bank."""
         for hook in self._hooks.values():
             hook.remove()
+        for module, merge in self._mergers:
+            _Forward.of(module).remove(merge)
+        self._mergers.clear()
 
     # ---- batches ----
 
@@ -220,7 +274,7 @@ class AdapterBank:
         for place, stack in self._stacks.items():
             if place.role != "prompt":
                 table = self._input_work if place.role == "in_scale" else self._work
-                work = _Work(stack, slice(0, len(slots)), stack.table_on_device[slots], None)
+                work = _Work(stack, slice(0, len(slots)), stack.table_on_device[slots], None, whole=True)
                 table.setdefault(place.module, []).append(work)
         self._scales_first()
         try:
@@ -241,6 +295,7 @@ class AdapterBank:
             works.sort(key=lambda work: work.stack.place.role != "scale")  # the others add to what was scaled
 
     def _one(self, stack: _Stack, entries: np.ndarray[Any, Any]) -> _Work:
+        count = len(entries)
         (touched,) = entries.nonzero()
         low, high = int(touched[0]), int(touched[-1]) + 1
         dense = len(touched) >= _DENSE * (high - low) and stack.place.role != "prompt"
@@ -250,11 +305,26 @@ class AdapterBank:
         else:
             rows = torch.from_numpy(touched).to(self._device)
             entries = entries[touched]
-        single = int(entries[0]) if (entries == entries[0]).all() else None
-        return _Work(stack, rows, torch.from_numpy(entries).to(self._device), single)
+        run = _run(entries)
+        whole = isinstance(rows, slice) and run is not None and len(entries) == count
+        return _Work(stack, rows, torch.from_numpy(entries).to(self._device), run, whole)
+
+    def _merger(self, name: str, module: nn.Linear) -> Merge:
+        def merge(x: Tensor) -> Tensor | None:
+            works = self._work.get(name)
+            if not works or len(works) > 1 or not _worth_merging(works[0], x, module.weight):
+                return None
+            a, b = (tensor[works[0].single] for tensor in works[0].stack.tensors)
+            self._merged = name
+            return torch.addmm(module.weight, b.T, a.T)
+
+        return merge
 
     def _hook(self, module: str) -> Any:
         def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if self._merged == module:
+                self._merged = None
+                return
             for work in self._work.get(module, ()):
                 _APPLY[work.stack.place.role](work, args[0], output)
 
@@ -273,6 +343,26 @@ class AdapterBank:
         return hook
 
 
+def _run(entries: np.ndarray[Any, Any]) -> slice | None:
+    """Consecutive ``entries``, each of equally many rows that lie together, as a slice."""
+    first, distinct = int(entries[0]), int(entries[-1]) - int(entries[0]) + 1
+    if distinct < 1 or len(entries) % distinct:
+        return None
+    wanted = np.repeat(np.arange(first, first + distinct), len(entries) // distinct)
+    return slice(first, first + distinct) if (entries == wanted).all() else None
+
+
+def _worth_merging(work: _Work, x: Tensor, weight: Tensor) -> bool:
+    """Whether a layer's one adapter is cheaper in its weights than beside them: where there are many positions.
+
+    In fp32 only; in fewer bits, a weight that was rounded once more would lose part of what the adapter adds.
+    """
+    if work.stack.place.role != "low_rank" or work.single is None or not work.whole or x.dtype != torch.float32:
+        return False
+    n_out, n_in = weight.shape
+    return x.numel() // n_in * (n_in + n_out) > 2 * n_in * n_out
+
+
 def _low_rank(work: _Work, x: Tensor, output: Tensor) -> None:
     """``output += (x A) B`` for the rows concerned; x [n, …, in], output [n, …, out]."""
     x, rows = x[work.rows], output[work.rows]
@@ -284,13 +374,12 @@ def _low_rank(work: _Work, x: Tensor, output: Tensor) -> None:
         else:
             output.index_add_(0, work.rows, (h @ b).view(rows.shape))
         return
-    a, b = work.gathered()
-    h = torch.bmm(x.reshape(len(x), -1, x.shape[-1]), a)
-    rows = rows.view(len(x), -1, rows.shape[-1])
+    a, b = work.gathered() if work.run is None else (tensor[work.run] for tensor in work.stack.tensors)
+    h = torch.bmm(x.reshape(len(a), -1, x.shape[-1]), a)
     if isinstance(work.rows, slice):
-        rows.baddbmm_(h, b)
+        rows.view(len(a), -1, rows.shape[-1]).baddbmm_(h, b)
     else:
-        output.index_add_(0, work.rows, torch.bmm(h, b).view(len(x), *output.shape[1:]))
+        output.index_add_(0, work.rows, torch.bmm(h, b).view(rows.shape))
 
 
 def _shift(work: _Work, _x: Tensor, output: Tensor) -> None:

@@ -163,12 +163,17 @@ class Worker:
             key = (number if generation.has_adapter else None, *(t.tobytes() for t in tokens.values()))
             kinds.setdefault(key, (row, generation))
             twins.setdefault(key, []).append(row)
-        order = sorted(twins, key=lambda key: _layout(kinds[key][1]))
+        order = sorted(twins, key=lambda key: self._order(kinds[key][1]))
         chosen = [kinds[key] for key in order]
         rows = [_with_prompt(message.rows[row], generation) for row, generation in chosen]
         stamps = [generation.stamp if generation.has_adapter else None for _, generation in chosen]
         place = {row: physical for physical, key in enumerate(order) for row in twins[key]}
         return Prepared(message, stamps, place, self.backbone.collate(rows) if rows else {}, errors)
+
+    def _order(self, generation: Generation) -> tuple[int, int, int]:
+        """Sorts rows so that the bare ones, adapters of one kind, and rows of one adapter lie together, by slots."""
+        number = generation.stamp.generation
+        return (generation.layout, self._bank.slot(number), number) if generation.has_adapter else (0, 0, 0)
 
     def run(self, message: RunBatch) -> BatchDone:
         """Run one batch. Every row is answered in exactly one group, with an answer or with an error."""
@@ -226,11 +231,6 @@ class Worker:
             whole.installed.extend(done.installed)
             whole.evicted.extend(done.evicted)
         return replace(whole, seconds=time.perf_counter() - start)
-
-
-def _layout(generation: Generation) -> tuple[int, int]:
-    """Sorts rows so that the bare ones, adapters of one kind, and rows of one adapter lie together."""
-    return (generation.layout, generation.stamp.generation) if generation.has_adapter else (0, 0)
 
 
 def _failures(message: RunBatch, errors: Mapping[int, str]) -> list[GroupAnswer]:

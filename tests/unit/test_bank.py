@@ -131,6 +131,40 @@ def test_rows_without_adapter_are_untouched_bit_for_bit() -> None:
         assert not torch.allclose(mixed[row], bare[row])
 
 
+@pytest.mark.parametrize("each", [1, 2, 3])
+@pytest.mark.parametrize("bare", [0, 2])
+def test_a_run_of_slots_is_not_gathered(each: int, bare: int) -> None:
+    model = make_model()
+    tables = {number: make_tables(4, number, dora=number % 2 == 0) for number in range(1, 8)}
+    bank = bank_of(model, tables)
+    numbers = [None] * bare + [number for number in range(2, 6) for _ in range(each)]
+    x = torch.randn(len(numbers), 5, 6)
+    with torch.inference_mode(), bank.batch(numbers):
+        assert [work.run for work in bank._work["up"] if work.stack.place.role == "low_rank"] == [slice(2, 6)]
+        mixed = model(x)
+    for row, number in enumerate(numbers):
+        wanted = alone(x[row], tables[number] if number else None)
+        torch.testing.assert_close(mixed[row], wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_batch_of_one_adapter_has_it_merged_into_the_weights_for_once() -> None:
+    model = make_model()
+    before = [p.clone() for p in model.parameters()]
+    bank = bank_of(model, {1: ALL[1], 2: ALL[2], 3: ALL[3]})
+    for number in (1, 2, 3):
+        for rows in (1, 40):
+            x = torch.randn(rows, 3, 6)
+            with torch.inference_mode(), bank.batch([number] * rows):
+                got = model(x)
+            torch.testing.assert_close(got, alone(x, ALL[number]), atol=1e-4, rtol=1e-5)
+    with torch.inference_mode(), bank.batch([1] * 40):
+        model["up"](torch.randn(40, 3, 6))
+        assert bank._merged is None, "the hook has seen it"
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    bank.close()
+    assert "forward" not in vars(model["up"]), "the layer is as it was"
+
+
 def test_outside_a_batch_nothing_is_added() -> None:
     x = torch.randn(2, 6)
     with torch.inference_mode():

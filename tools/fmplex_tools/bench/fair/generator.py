@@ -23,8 +23,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from fmplex_tools.bench.fair.streams import EXPIRED, FAILED, OK, REFUSED, REQUEST, ROW, Stream
 
 POOL = 2048
-"""Requests made beforehand for each stream; they are sent in turn. More than are ever under way at a time: rows that are
-the same would run as one."""
+"""Requests made beforehand for each stream; they are sent in turn. More than are ever under way at a time, since rows
+that are the same run as one."""
 PAUSE = 0.02
 """Seconds that a closed loop waits after a refusal."""
 WORDS = ("the", "film", "book", "good", "bad", "very", "not", "was", "time", "people", "year", "world", "new", "old")
