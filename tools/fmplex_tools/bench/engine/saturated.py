@@ -43,6 +43,7 @@ FULL = 64
 """Rows of the bare backbone's batches."""
 WAITING = 3 * FULL
 """Rows in flight at least, so that a full batch is always ready."""
+GOAL = 0.9
 
 
 @dataclass(frozen=True)
