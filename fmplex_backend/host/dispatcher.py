@@ -68,6 +68,8 @@ class Dispatcher:
         """Watches how good that is."""
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
+        self._hungry = 0
+        """Lanes that wait for rows."""
         self._sooner = threading.Condition(self._lock)
         """A row came whose deadline is before ``_next_expiry``."""
         self._next_expiry = math.inf
@@ -253,7 +255,8 @@ class Dispatcher:
                 request.remaining += len(group)
                 group[0].payload.member.generation.rows += len(group)
             self.meter.submitted(time.monotonic() - now)
-            self._changed.notify()
+            if self._hungry:  # a lane whose engine is busy has no use for them yet
+                self._changed.notify_all()
             if any(row.deadline is not None and row.deadline < self._next_expiry for group in rows for row in group):
                 self._sooner.notify()
         return True
@@ -326,7 +329,9 @@ class Dispatcher:
                     work = Work(decision.batch, self._upcoming(decision.batch, lane))
                 self._end_expired(decision, now, done)
                 if work is None and not done:
+                    self._hungry += 1
                     self._changed.wait()
+                    self._hungry -= 1
             self._settle(done, decision.expired)
             if work is not None:
                 return work

@@ -364,6 +364,33 @@ def test_a_refusal_by_one_engine_is_taken_back_from_all(tmp_path: Path) -> None:
         host.dispatcher.stop()
 
 
+def test_rows_find_the_engine_that_is_free(tmp_path: Path) -> None:
+    """However many of the others are busy, in whichever order they began to wait."""
+    engines = [FakeEngine() for _ in range(3)]
+    host = Host(tmp_path, engines)
+    host.dispatcher.start()
+    try:
+        a = host.vfm("a", 1)
+        for engine in engines:
+            engine.gate.clear()
+        running = [host.request((a, 4)) for _ in engines]
+        for engine in engines:
+            assert engine.entered.acquire(timeout=5), "each has one"
+        for engine in reversed(engines):
+            engine.gate.set()
+            assert values(host.reply(host.request((a, 2)))) == {"port1.vector": [1, 1]}
+            engine.gate.clear()
+            running.append(host.request((a, 4)))
+            assert engine.entered.acquire(timeout=5), "the two rows"
+            assert engine.entered.acquire(timeout=5), "the four that came after them"
+    finally:
+        for engine in engines:
+            engine.gate.set()
+        for request in running:
+            assert values(host.reply(request)) == {"port1.vector": [1] * 4}
+        host.dispatcher.stop()
+
+
 def test_stop_answers_what_waits(tmp_path: Path, engine: FakeEngine) -> None:
     host = Host(tmp_path, [engine])
     host.dispatcher.start()
