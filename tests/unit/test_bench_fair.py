@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fmplex_tools.bench.fair.bench import HEAD, LORA, Figure, Outcome, Phase
-from fmplex_tools.bench.fair.generator import POOL, make_requests
+from fmplex_tools.bench.fair.generator import POOL, make_requests, vary
 from fmplex_tools.bench.fair.isolation import rows_unanswered
 from fmplex_tools.bench.fair.meters import Reading
 from fmplex_tools.bench.fair.report import as_json, plots, table
@@ -86,6 +86,18 @@ def test_requests_have_the_tokens_and_the_timeout_asked_for() -> None:
         first, second = content[4 : 4 + size], content[8 + size :]
         assert sorted(len(text.split()) for text in (first, second)) == [6, 38]
     assert made != make_requests(Stream("spam", (8, 40), rows=2, timeout_us=500), seed=1)
+
+
+def test_texts_are_others_whenever_they_are_sent_again() -> None:
+    """Of the same length in bytes and words; only those too short to be changed stay."""
+    (request, *_) = make_requests(Stream("spam", (12, 5), rows=3), seed=0)
+    seen, sizes = set(), set()
+    for times in range(1, 100):
+        vary(request, times)
+        seen.add(request.raw_input_contents[0])
+        sizes.add((len(request.raw_input_contents[0]), len(request.raw_input_contents[0].split())))
+    assert len(seen) == 99
+    assert len(sizes) == 1
 
 
 def test_readings_add_up_labels() -> None:

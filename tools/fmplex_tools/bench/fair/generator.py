@@ -22,14 +22,17 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from fmplex_tools.bench.fair.streams import EXPIRED, FAILED, OK, REFUSED, REQUEST, ROW, Stream
 
-POOL = 2048
-"""Requests made beforehand for each stream; they are sent in turn. More than are ever under way at a time, since rows
-that are the same run as one."""
+POOL = 64
+"""Requests made beforehand for each stream; they are sent in turn, each time with other `FIRST` words."""
 PAUSE = 0.02
 """Seconds that a closed loop waits after a refusal."""
 WORDS = ("the", "film", "book", "good", "bad", "very", "not", "was", "time", "people", "year", "world", "new", "old")
 """Each of them is one token."""
 SPECIAL_TOKENS = 2
+FIRST = 3
+"""So many words at the start of a text are of four letters, and changed whenever the text is sent again: rows that are
+the same would run as one."""
+FOUR_LETTERS = tuple(word for word in WORDS if len(word) == 4)
 
 
 def make_requests(stream: Stream, seed: int) -> list[Any]:
@@ -40,7 +43,10 @@ def make_requests(stream: Stream, seed: int) -> list[Any]:
         content = b""
         for row in range(stream.rows):
             tokens = stream.tokens[(number + row) % len(stream.tokens)] if len(stream.tokens) > 1 else stream.tokens[0]
-            text = " ".join(chance.choice(WORDS) for _ in range(max(1, tokens - SPECIAL_TOKENS))).encode()
+            words = [chance.choice(WORDS) for _ in range(max(1, tokens - SPECIAL_TOKENS))]
+            if len(words) >= FIRST:
+                words[:FIRST] = chance.choices(FOUR_LETTERS, k=FIRST)
+            text = " ".join(words).encode()
             content += struct.pack("<I", len(text)) + text
         request = service_pb2.ModelInferRequest(model_name=stream.vfm, raw_input_contents=[content])
         request.inputs.add(name="text", datatype="BYTES", shape=[stream.rows, 1])
@@ -50,6 +56,19 @@ def make_requests(stream: Stream, seed: int) -> list[Any]:
         requests.append(request)
     chance.shuffle(requests)
     return requests
+
+
+def vary(request: Any, times: int) -> None:
+    """Change the first words of every text in ``request``, which was sent so many times."""
+    words = [FOUR_LETTERS[times // len(FOUR_LETTERS) ** place % len(FOUR_LETTERS)] for place in range(FIRST)]
+    first = " ".join(words).encode()
+    content, place = bytearray(request.raw_input_contents[0]), 0
+    while place < len(content):
+        (size,) = struct.unpack_from("<I", content, place)
+        if size >= len(first):
+            content[place + 4 : place + 4 + len(first)] = first
+        place += 4 + size
+    request.raw_input_contents[0] = bytes(content)
 
 
 class Generator:
@@ -111,8 +130,11 @@ class Generator:
         pool = self._pools[index]
         sent = time.monotonic()
         reply = None
+        request = pool[number % len(pool)]
+        if number >= len(pool):
+            vary(request, number // len(pool))
         try:
-            reply = await self._call(pool[number % len(pool)])
+            reply = await self._call(request)
             outcome = OK
         except grpc.aio.AioRpcError as error:
             outcome = self._outcome(index, error)
