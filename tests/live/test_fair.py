@@ -173,7 +173,7 @@ def test_max_rows_in_flight(arena: Arena) -> None:
 def test_a_large_request_holds_back_nobody_for_more_than_a_batch(arena: Arena, client: Any) -> None:
     with ThreadPoolExecutor(1) as pool:
         begun = time.monotonic()
-        large = pool.submit(ask, client, B, [LONG] * 64)
+        large = pool.submit(ask, client, B, [f"{row} {LONG}" for row in range(64)])
         time.sleep(0.1)
         with grpc.InferenceServerClient(arena.url) as other:
             asked = time.monotonic() - begun
