@@ -33,7 +33,7 @@ class Errors:
         code = error.code()
         if impatience is not None and code in WHEN_IMPATIENT:
             self.allowed[f"{code.name}, gave up by {impatience.way}"] += 1
-        elif code in WHILE_CHANGING and (vfm.port is None or sent <= vfm.moved + GRACE):
+        elif code in WHILE_CHANGING and (None in (vfm.port, vfm.served) or sent <= vfm.moved + GRACE):
             self.allowed[f"{code.name}, after {vfm.last_move}"] += 1
         else:
             self.others[code.name] += 1
