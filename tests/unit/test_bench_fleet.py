@@ -334,8 +334,9 @@ class Failed(Exception):
         (grpc.StatusCode.INTERNAL, Placed(0, "a", 0), Impatience("cancel", 0.01), False),
         (grpc.StatusCode.UNAVAILABLE, Placed(0, "a", None), None, True),
         (grpc.StatusCode.NOT_FOUND, Placed(0, "a", 0, moved=100 - GRACE / 2), None, True),
-        (grpc.StatusCode.NOT_FOUND, Placed(0, "a", 0, moved=100 - 2 * GRACE), None, False),
-        (grpc.StatusCode.UNAVAILABLE, Placed(0, "a", 0), None, False),
+        (grpc.StatusCode.NOT_FOUND, Placed(0, "a", 0, {1}, moved=100 - 2 * GRACE), None, False),
+        (grpc.StatusCode.NOT_FOUND, Placed(0, "a", 0, moved=100 - 2 * GRACE), None, True),
+        (grpc.StatusCode.UNAVAILABLE, Placed(0, "a", 0, {1}), None, False),
         (grpc.StatusCode.INTERNAL, Placed(0, "a", None), None, False),
     ],
 )

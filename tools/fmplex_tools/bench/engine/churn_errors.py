@@ -22,7 +22,7 @@ class Errors:
     """Requests that were not answered."""
 
     allowed: Counter[str] = field(default_factory=Counter)
-    """Kind → how many; of those who gave up, or of vFMs that had just been taken out or put back."""
+    """Kind → how many; of those who gave up, or of vFMs that are out, or have just been taken out or put back."""
     others: Counter[str] = field(default_factory=Counter)
     """Kind → how many, of those that nothing excuses."""
     messages: list[str] = field(default_factory=list)
