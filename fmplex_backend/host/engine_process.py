@@ -50,7 +50,7 @@ class EngineProcess:
                 [*command, self._settings.model_dump_json()],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env=_environment(),
+                env=engine_environment(),
             )
         try:
             answer = self.receive(timeout)
@@ -120,7 +120,8 @@ class EngineProcess:
             self._channel = None
 
 
-def _environment() -> dict[str, str]:
+def engine_environment() -> dict[str, str]:
+    """Of an engine's process: this one's, and what makes torch fast beside others."""
     env = dict(os.environ)
     if (path := env.pop(LIBRARY_PATH, None)) is not None:
         env["LD_LIBRARY_PATH"] = path

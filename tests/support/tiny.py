@@ -6,18 +6,18 @@ import string
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel
+
+from fmplex_tools.bench.engine.random_bert import SPECIAL, word_pieces
 
 HIDDEN = 32
 MAX_LENGTH = 64
-_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _WORDS = ("good", "bad", "film", "the", "a", "book", "is", "not", "very", "was")
 
 
 def make_tiny_bert(folder: Path, *, hidden: int = HIDDEN, seed: int = 0) -> Path:
     """Save model (safetensors, pooler included) and WordPiece tokenizer into ``folder``; returns it."""
-    vocab = [*_SPECIAL, *_WORDS, *string.ascii_lowercase, *string.digits, *".,!?'-"]
+    vocab = [*SPECIAL, *_WORDS, *string.ascii_lowercase, *string.digits, *".,!?'-"]
     vocab += [f"##{c}" for c in string.ascii_lowercase + string.digits]
     config = BertConfig(
         vocab_size=len(vocab),
@@ -31,22 +31,5 @@ def make_tiny_bert(folder: Path, *, hidden: int = HIDDEN, seed: int = 0) -> Path
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         BertModel(config).save_pretrained(folder)
-    _tokenizer({word: number for number, word in enumerate(vocab)}).save_pretrained(folder)
+    word_pieces(vocab, MAX_LENGTH).save_pretrained(folder)
     return folder
-
-
-def _tokenizer(vocab: dict[str, int]) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", vocab["[SEP]"]), ("[CLS]", vocab["[CLS]"]))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=MAX_LENGTH,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    )

@@ -19,10 +19,13 @@ from fmplex_tools.bench.engine.command import (
     Seed,
     Threads,
     carry_out,
+    numbers,
 )
 from fmplex_tools.bench.fair.bench import Outcome
 from fmplex_tools.console import fail, out
 
+MOST = 16384
+"""Ports of a physical FM at most, and so its vFMs."""
 Slots = Annotated[int, typer.Option("--slots", min=1, help="Adapter slots of the engine.")]
 Rank = Annotated[int, typer.Option("--rank", min=1, max=1024, help="Of the adapters.")]
 
@@ -89,8 +92,9 @@ def slots(
     from fmplex_tools.bench.engine.slots_report import SlotsPlan, draw
 
     def measure(progress: Progress, noted: dict[str, Any]) -> Outcome:
-        numbers = numbers_of(counts)
-        plan = SlotsPlan(repository, FM, numbers, slots, exponent, seconds, rounds, rank, clients, load, threads, seed)
+        plan = SlotsPlan(
+            repository, FM, numbers_of(counts), slots, exponent, seconds, rounds, rank, clients, load, threads, seed
+        )
         outcome = scenario.slots(plan, progress, noted)
         if plots_to is not None:
             out.print(f"drawn: {draw(outcome, plots_to)}")
@@ -189,15 +193,7 @@ def churn(
 
 def numbers_of(text: str) -> tuple[int, ...]:
     """``8,32,64``, ascending. Raises `InvalidInput`."""
-    try:
-        numbers = tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        numbers = ()
-    if not numbers or numbers[0] < 1:
-        raise InvalidInput(
-            f"--counts {text!r}: write numbers of at least 1 with commas between them, e.g. 8,64,65,1000"
-        )
-    return numbers
+    return tuple(sorted(numbers(text, "--counts", 1, MOST)))
 
 
 COMMANDS = (fleet, slots, reload, churn)

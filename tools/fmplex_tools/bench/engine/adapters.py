@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,17 +81,6 @@ def peft_forward(model: Any, inputs: dict[str, torch.Tensor], adapters: Sequence
     """Hidden states of a mixed batch by PEFT's own way: ``adapters[i]`` answers row i."""
     hidden: torch.Tensor = model(**inputs, adapter_names=[name_of(number) for number in adapters]).last_hidden_state
     return hidden
-
-
-def make_worker(backbone: Backbone, device: str, slots: int, *, graphs: bool | None = None) -> Worker:
-    """A worker; ``graphs`` is passed on where workers have CUDA graphs to choose (see `knows_graphs`)."""
-    arguments: dict[str, Any] = {"graphs": graphs} if graphs is not None and knows_graphs() else {}
-    return Worker(backbone, device, slots, **arguments)
-
-
-def knows_graphs() -> bool:
-    """Whether a worker can be told to use CUDA graphs or not."""
-    return "graphs" in inspect.signature(Worker).parameters
 
 
 def load_peft(worker: Worker, model: Any, folder: Path, first: int = BARE + 1) -> list[int]:

@@ -39,7 +39,7 @@ class Bare:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=engine_process._environment(),
+            env=engine_process.engine_environment(),
             start_new_session=True,  # Ctrl-C is ours to handle
         )
         try:

@@ -83,7 +83,7 @@ def compute_as_an_engine(device: str, threads: int) -> None:
     from fmplex_backend.host import engine_process
 
     if "torch" not in sys.modules:
-        os.environ.update(engine_process._environment())
+        os.environ.update(engine_process.engine_environment())
     import torch
     from transformers.utils import logging as transformers_logging
 

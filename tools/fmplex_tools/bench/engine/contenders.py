@@ -22,7 +22,6 @@ from fmplex_tools.bench.engine.adapters import (
     collated,
     load_bare,
     load_peft,
-    make_worker,
     peft_forward,
     peft_model,
     random_rows,
@@ -58,7 +57,7 @@ class Field:
         self.counts = tuple(sorted({min(count, rows) for count in COUNTS}))
         self.most = self.counts[-1]
         self._peft = peft_model(plain, spec, self.most, seed)
-        self.worker = make_worker(backbone, backbone.device, self.most)
+        self.worker = Worker(backbone, backbone.device, self.most)
 
     def load(self, folder: Path) -> None:
         """Load the adapters and as many bare vFMs into the worker; ``folder`` is for the files between."""

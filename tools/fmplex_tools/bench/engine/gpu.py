@@ -111,10 +111,11 @@ def _alpha_and_limit(
     line: Any,
 ) -> Outcome:
     from fmplex_backend.backbones.text import TextBackbone
-    from fmplex_tools.bench.engine.adapters import AdapterSpec, knows_graphs, load_peft, make_worker, peft_model
+    from fmplex_backend.engine.worker import Worker
+    from fmplex_tools.bench.engine.adapters import AdapterSpec, load_peft, peft_model
 
     # A worker changes its backbone, so each has its own.
-    settings: list[bool | None] = [False, True] if knows_graphs() and device != "cpu" else [None]
+    settings: list[bool | None] = [False, True] if device != "cpu" else [None]
     workers: dict[bool | None, Worker] = {}
     try:
         with tempfile.TemporaryDirectory(prefix="fmplex-bench-") as folder:
@@ -122,7 +123,7 @@ def _alpha_and_limit(
                 progress.update(line, description=f"loading {vfms} vFMs{TITLES[graphs]}")
                 backbone = TextBackbone(spec, dtype, device)
                 model = peft_model(backbone, AdapterSpec(8, ("query", "value")), vfms, seed)
-                workers[graphs] = make_worker(backbone, device, vfms, graphs=graphs)
+                workers[graphs] = Worker(backbone, device, vfms, graphs=bool(graphs))
                 load_peft(workers[graphs], model, Path(folder) / str(graphs))
         outcome = Outcome(details={SERIES: {}})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,16 @@ def make_random_bert(folder: Path, *, small: bool = False, seed: int = 0) -> Pat
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    _tokenizer(config.max_position_embeddings).save_pretrained(folder)
+    word_pieces((*SPECIAL, *WORDS), config.max_position_embeddings).save_pretrained(folder)
     return folder
 
 
-def _tokenizer(max_length: int) -> Any:
+def word_pieces(words: Sequence[str], max_length: int) -> Any:
+    """BERT's kind of tokenizer for this vocabulary, `SPECIAL` first."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocab = {word: number for number, word in enumerate((*SPECIAL, *WORDS))}
+    vocab = {word: number for number, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fmplex_backend.backbones.text import TextBackbone
+from fmplex_backend.engine.worker import Worker
 from fmplex_backend.errors import Refused
 from fmplex_backend.messages import RunBatch
 from fmplex_tools.bench.engine.adapters import (
@@ -19,7 +20,6 @@ from fmplex_tools.bench.engine.adapters import (
     collated,
     load_bare,
     load_peft,
-    make_worker,
     name_of,
     peft_model_of,
     random_rows,
@@ -36,7 +36,7 @@ def sameness(
     backbone: TextBackbone, plain: TextBackbone, tokens: int, seed: int, goal: float | None
 ) -> Iterator[Figure]:
     """Largest differences, of all kinds together to each adapter alone and to PEFT; ``goal`` is for the first."""
-    worker = make_worker(backbone, backbone.device, 3 * EACH)
+    worker = Worker(backbone, backbone.device, 3 * EACH)
     try:
         with tempfile.TemporaryDirectory(prefix="fmplex-bench-") as folder:
             answers: dict[int, Any] = {}
