@@ -19,6 +19,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fmplex_backend.arrays import width_class
+
 Role = Literal["in_scale", "scale", "shift", "low_rank", "prompt"]
 EMBEDDINGS = "<input embeddings>"
 """Stands for the module of a prompt's place."""
@@ -31,11 +33,6 @@ class Place(NamedTuple):
     role: Role
     width: int = 0
     """The rank class of a low-rank part, the virtual tokens of a prompt."""
-
-
-def rank_class(rank: int) -> int:
-    """The width at which a low-rank part of ``rank`` is stacked: the next power of two, at least 4."""
-    return max(4, 1 << (rank - 1).bit_length())
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def make_adapter(tables: Mapping[str, Mapping[str, Tensor]], model: nn.Module, d
     for module, trained in tables["bias"].items():
         shifts[module] = shifts.get(module, 0) + (trained - _own(model, module, "bias"))
     for layer, (a, b) in low_rank.items():
-        parts[Place(layer, "low_rank", rank_class(a.shape[0]))] = (a.T, b.T)
+        parts[Place(layer, "low_rank", width_class(a.shape[0]))] = (a.T, b.T)
     for module, shift in shifts.items():
         if shift.any():
             parts[Place(module, "shift")] = (shift,)

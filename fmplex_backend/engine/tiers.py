@@ -28,7 +28,7 @@ class Moves:
 
 
 class AdapterTiers:
-    """See the module. Used from one thread, but for `read_ahead`, which any may call."""
+    """See the module. Used from one thread."""
 
     def __init__(self, bank: AdapterBank, read: Callable[[str], Adapter], memory: int) -> None:
         """``read`` makes an adapter from a packed file; ``memory``: bytes of host memory for adapters."""
@@ -127,7 +127,11 @@ class AdapterTiers:
             self._bytes -= dropped.n_bytes
 
     def read_ahead(self, generations: Iterable[int]) -> None:
-        """Begin to read those of ``generations`` that are neither in a slot nor in memory."""
+        """Begin to read those of ``generations`` that are neither in a slot nor in memory; take in what was read."""
+        for generation in [g for g, coming in self._coming.items() if coming.done()]:
+            coming = self._coming.pop(generation)
+            if coming.exception() is None:  # else it is read once more when a row needs it, and then told
+                self._keep(generation, coming.result())
         for generation in generations:
             path = self._paths.get(generation)
             if path is None or generation in self._in_slots or generation in self._in_memory:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fmplex_backend.arrays import width_class
 from fmplex_backend.backbones.base import Features
 from fmplex_backend.heads.projections import Linear
 
@@ -38,7 +39,7 @@ class LinearBank:
         """Where ``head`` belongs; None where it has no weights or too many outputs."""
         if head.weight is None or len(head.weight) > WIDEST:
             return None
-        return Section(head.pooling, max(4, 1 << (len(head.weight) - 1).bit_length()))
+        return Section(head.pooling, width_class(len(head.weight)))
 
     def put(self, generation: int, head: Linear) -> None:
         """Take a head that has a section."""

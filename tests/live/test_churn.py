@@ -15,7 +15,9 @@ from fmplex_tools.bench.engine.churn import ChurnPlan, churn
 pytestmark = pytest.mark.live
 
 ROOT = Path(__file__).parents[2]
-PLAN = ChurnPlan(ROOT / "model_repository", vfms=8, versions=2, texts=5, clients=8, slots=4, seconds=10, memory_mb=1)
+PLAN = ChurnPlan(
+    source=ROOT / "model_repository", vfms=8, versions=2, texts=5, clients=8, slots=4, seconds=10, memory_mb=1
+)
 
 
 def test_no_answer_from_a_wrong_version_or_vfm(minilm_backbone: Path) -> None:

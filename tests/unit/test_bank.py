@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fmplex_backend.adapters.adapter import Adapter, Place, make_adapter, rank_class
+from fmplex_backend.adapters.adapter import Adapter, Place, make_adapter
 from fmplex_backend.adapters.bank import AdapterBank, Stamp, WrongSlot
+from fmplex_backend.arrays import width_class
 from fmplex_backend.engine.generation import TABLES, Tables
 
 WIDTHS = {"up": (6, 10), "down": (10, 6)}
@@ -243,5 +244,5 @@ def test_it_grows_and_keeps_what_it_has() -> None:
 
 
 @pytest.mark.parametrize(("rank", "stored"), [(1, 4), (4, 4), (5, 8), (8, 8), (9, 16), (64, 64)])
-def test_rank_class(rank: int, stored: int) -> None:
-    assert rank_class(rank) == stored
+def test_width_class(rank: int, stored: int) -> None:
+    assert width_class(rank) == stored

@@ -203,7 +203,7 @@ def curve(p95: float, rate: float, failed: int = 0) -> Curve:
     ],
 )
 def test_promises_of_slots(tmp_path: Path, beyond: Curve, most: Curve, missed: list[str]) -> None:
-    plan = SlotsPlan(tmp_path, counts=(4, 5, 9), slots=4)
+    plan = SlotsPlan(source=tmp_path, counts=(4, 5, 9), slots=4)
     plan.check()
     curves = {4: curve(10, 100), 5: beyond, 9: most}
     bad = [figure.name for figure in figures_of(plan, curves) if figure.good is False]
@@ -217,7 +217,7 @@ def test_promises_of_slots(tmp_path: Path, beyond: Curve, most: Curve, missed: l
 def test_counts_without_anything_to_compare(tmp_path: Path) -> None:
     for counts in ((8, 64), (65, 1000)):
         with pytest.raises(InvalidInput, match="give the number of slots, 64"):
-            SlotsPlan(tmp_path, counts=counts).check()
+            SlotsPlan(source=tmp_path, counts=counts).check()
 
 
 # ---- reload ----

@@ -92,8 +92,14 @@ def slots(
     from fmplex_tools.bench.engine.slots_report import SlotsPlan, draw
 
     def measure(progress: Progress, noted: dict[str, Any]) -> Outcome:
+        common = _common(repository, seconds, slots, rank, threads, seed)
         plan = SlotsPlan(
-            repository, FM, numbers_of(counts), slots, exponent, seconds, rounds, rank, clients, load, threads, seed
+            **common,
+            counts=numbers_of(counts),
+            exponent=exponent,
+            rounds=rounds,
+            clients=clients,
+            load=load,
         )
         outcome = scenario.slots(plan, progress, noted)
         if plots_to is not None:
@@ -132,7 +138,8 @@ def reload(
     from fmplex_tools.bench.engine import reload as scenario
 
     def measure(progress: Progress, noted: dict[str, Any]) -> Outcome:
-        plan = scenario.ReloadPlan(repository, FM, vfms, seconds, pairs, slots, rank, load, threads, seed)
+        common = _common(repository, seconds, slots, rank, threads, seed)
+        plan = scenario.ReloadPlan(**common, vfms=vfms, pairs=pairs, load=load)
         return scenario.reload(plan, progress, noted)
 
     conditions: dict[str, Any] = {"vfms": vfms, "pairs": pairs, "slots": slots, "rank": rank}
@@ -171,8 +178,14 @@ def churn(
     from fmplex_tools.bench.engine import churn as scenario
 
     def measure(progress: Progress, noted: dict[str, Any]) -> Outcome:
+        common = _common(repository, seconds, slots, rank, threads, seed)
         plan = scenario.ChurnPlan(
-            repository, FM, vfms, versions, texts, clients, slots, rank, seconds, threads, seed, memory_mb
+            **common,
+            vfms=vfms,
+            versions=versions,
+            texts=texts,
+            clients=clients,
+            memory_mb=memory_mb,
         )
         outcome = scenario.churn(plan, progress, noted)
         for wrong in outcome.details["wrong"]:
@@ -189,6 +202,12 @@ def churn(
         "seed": seed,
     }
     carry_out("churn", measure, conditions, json_file, plots_to)
+
+
+def _common(source: Path, seconds: float, slots: int, rank: int, threads: int, seed: int) -> dict[str, Any]:
+    """Of a `FleetPlan`."""
+    plan: dict[str, Any] = {"source": source, "fm": FM, "seconds": seconds, "slots": slots, "rank": rank}
+    return plan | {"threads": threads, "seed": seed}
 
 
 def numbers_of(text: str) -> tuple[int, ...]:

@@ -24,10 +24,11 @@ from fmplex_tools.bench.engine.command import (
     carry_out,
 )
 from fmplex_tools.bench.engine.fleet import make_fleet
-from fmplex_tools.bench.engine.fleet_server import machine, serve, workplace
+from fmplex_tools.bench.engine.fleet_server import machine, workplace
 from fmplex_tools.bench.engine.lean import Answered, LeanClient, requests_for
 from fmplex_tools.bench.engine.report import SERIES
 from fmplex_tools.bench.engine.rounds import at_most, interleave, ratio
+from fmplex_tools.bench.fair.arena import serve
 from fmplex_tools.bench.fair.bench import Figure, Outcome
 
 NAME = "all_of_them"

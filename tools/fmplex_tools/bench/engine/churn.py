@@ -15,7 +15,6 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
@@ -43,9 +42,9 @@ from fmplex_tools.bench.engine.churn_client import (
     make_texts,
 )
 from fmplex_tools.bench.engine.churn_errors import WHILE_CHANGING, Errors
-from fmplex_tools.bench.engine.fleet import copy_fm, fleet_of
-from fmplex_tools.bench.engine.fleet_server import machine, serve, wait_served, workplace
-from fmplex_tools.bench.fair.arena import Arena
+from fmplex_tools.bench.engine.fleet import FleetPlan, copy_fm, fleet_of
+from fmplex_tools.bench.engine.fleet_server import machine, workplace
+from fmplex_tools.bench.fair.arena import Arena, serve, wait_served
 from fmplex_tools.bench.fair.bench import Figure, Outcome
 
 CHANGE_EVERY = (0.1, 0.7)
@@ -56,23 +55,17 @@ APART = 10
 SERVED_SECONDS = 60.0
 
 
-@dataclass(frozen=True)
-class ChurnPlan:
-    """What is to be tried."""
+@dataclass(frozen=True, kw_only=True)
+class ChurnPlan(FleetPlan):
+    """What is to be tried; ``seconds`` are of the load, the reference phases come on top."""
 
-    source: Path
-    fm: str = "minilm"
+    seconds: float = 600.0
+    slots: int = 8
     vfms: int = 24
     versions: int = 3
     """Of each vFM."""
     texts: int = 12
     clients: int = 16
-    slots: int = 8
-    rank: int = 8
-    seconds: float = 600.0
-    """Of the load; the reference phases come on top."""
-    threads: int = 0
-    seed: int = 0
     memory_mb: int = 2
     """Host memory for adapters: so little that some must be read from disk again."""
 

@@ -163,6 +163,20 @@ def fleet_of(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class FleetPlan:
+    """What all that is measured with a fleet has in common."""
+
+    source: Path
+    """Repository with the physical FM."""
+    fm: str = "minilm"
+    seconds: float = 10.0
+    slots: int = 64
+    rank: int = 8
+    threads: int = 0
+    seed: int = 0
+
+
 def make_fleet(
     repository: Path,
     source: Path,

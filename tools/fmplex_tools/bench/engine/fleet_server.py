@@ -1,25 +1,16 @@
-"""A real server over a fleet of its own: start it, see what is served, what memory it takes, and on which machine."""
+"""Where a fleet is made and served: its folder, the memory that the server takes, and the machine."""
 
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
-import tritonclient.grpc as grpc
-from tritonclient.utils import InferenceServerException
 
-from fmplex_backend.errors import EngineFailure, Unavailable
-from fmplex_tools.bench.fair.arena import START_SECONDS, Arena
-from fmplex_tools.server.process import ServerOptions, TritonServer, free_ports
+from fmplex_tools.bench.fair.arena import Arena
 
-STALLED_SECONDS = 60.0
-"""Loading a large fleet may take minutes, but none of them without any vFM that comes to be served."""
-LOOK_SECONDS = 0.1
 MEGA = 1e6
 
 
@@ -30,51 +21,6 @@ def workplace() -> Iterator[Path]:
         (Path(folder) / "repository").mkdir()
         (Path(folder) / "beside").mkdir()
         yield Path(folder)
-
-
-@contextmanager
-def serve(repository: Path, fm: str, names: Collection[str]) -> Iterator[Arena]:
-    """A server over ``repository`` on free ports, its vFMs ``names`` served. Raises `EngineFailure`."""
-    http, grpc_port, metrics = free_ports(3)
-    options = ServerOptions(repository, http, grpc_port, metrics, log_level="warning", drain_seconds=3)
-    with TritonServer(options) as server:
-        server.wait_ready(START_SECONDS)
-        made = Arena(options, fm)
-        try:
-            wait_served(made, names)
-        except EngineFailure as error:
-            raise EngineFailure(f"{error}; the server's last words:\n{server.tail}") from None
-        yield made
-
-
-def wait_served(made: Arena, names: Collection[str], on_look: Callable[[int], None] = lambda served: None) -> None:
-    """Wait until the host serves ``names`` and Triton has their endpoints; ``on_look`` hears how many are there.
-
-    Raises `EngineFailure` where none has come for `STALLED_SECONDS`, with what the host says of one that is missing.
-    """
-    end = time.monotonic() + STALLED_SECONDS
-    missing, why = set(names), "the server says nothing"
-    with grpc.InferenceServerClient(made.url) as client:
-        while missing and time.monotonic() < end:
-            before = len(missing)
-            try:
-                records = {vfm["name"]: vfm for vfm in made.status()["vfms"]}
-                served = {name for name, vfm in records.items() if vfm["state"] == "serving"}
-                missing = set(names) - (served & _endpoints(client))
-                why = records.get(min(missing, default=""), {}).get("reason") or "not there, or loading"
-            except (Unavailable, InferenceServerException) as error:  # busy with loading: it answers later
-                why = str(error)
-            if len(missing) < before:
-                end = time.monotonic() + STALLED_SECONDS
-            on_look(len(names) - len(missing))
-            time.sleep(LOOK_SECONDS)
-    if missing:
-        raise EngineFailure(f"{len(missing)} of {len(names)} vFMs are not served, e.g. {min(missing)!r}: {why}")
-
-
-def _endpoints(client: Any) -> set[str]:
-    index = client.get_model_repository_index()
-    return {model.name for model in index.models if model.state == "READY"}
 
 
 def memory(made: Arena) -> dict[str, dict[str, float]]:

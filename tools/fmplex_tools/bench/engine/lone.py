@@ -26,10 +26,11 @@ from fmplex_tools.bench.engine.command import (
     numbers,
 )
 from fmplex_tools.bench.engine.fleet import make_fleet
-from fmplex_tools.bench.engine.fleet_server import serve, workplace
+from fmplex_tools.bench.engine.fleet_server import workplace
 from fmplex_tools.bench.engine.lean import Answered, LeanClient, requests_for
 from fmplex_tools.bench.engine.report import SERIES
 from fmplex_tools.bench.engine.rounds import Contender, at_most, interleave, ratio
+from fmplex_tools.bench.fair.arena import serve
 from fmplex_tools.bench.fair.bench import Figure, Outcome
 
 BLOCK = 8
@@ -106,8 +107,7 @@ class Side:
 
     def bare(self) -> float:
         """A block of forward passes; the median of their seconds."""
-        # One at a time, so that the process sleeps and wakes between them as an engine does: on busy cores Linux
-        # favours a process that sleeps.
+        # One at a time, so that the process sleeps and wakes between them as an engine does.
         block = [self._bare.run(1, self._tokens)[0] for _ in range(BLOCK)]
         self.passes += block
         return statistics.median(block)

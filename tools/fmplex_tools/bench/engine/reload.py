@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from tritonclient.utils import InferenceServerException
 
-from fmplex_tools.bench.engine.fleet import Fleet, copy_fm, fleet_of
-from fmplex_tools.bench.engine.fleet_server import machine, serve, workplace
+from fmplex_tools.bench.engine.fleet import Fleet, FleetPlan, copy_fm, fleet_of
+from fmplex_tools.bench.engine.fleet_server import machine, workplace
 from fmplex_tools.bench.engine.report import SERIES
+from fmplex_tools.bench.fair.arena import serve
 from fmplex_tools.bench.fair.bench import Figure, Outcome
 from fmplex_tools.bench.fair.load import Load
 from fmplex_tools.bench.fair.streams import OK, Stream, Traffic, latencies
@@ -46,22 +47,15 @@ LOAD = 0.6
 QUIET, CHANGING = "quiet", "changing"
 
 
-@dataclass(frozen=True)
-class ReloadPlan:
-    """What is to be measured."""
+@dataclass(frozen=True, kw_only=True)
+class ReloadPlan(FleetPlan):
+    """What is to be measured; ``seconds`` are of each window."""
 
-    source: Path
-    fm: str = "minilm"
-    vfms: int = 16
     seconds: float = 15.0
-    """Of each window."""
+    vfms: int = 16
     pairs: int = 4
     """Windows without changes, each followed by one with."""
-    slots: int = 64
-    rank: int = 8
     load: float = LOAD
-    threads: int = 0
-    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ from fmplex_tools.bench.engine.command import (
 )
 from fmplex_tools.bench.engine.cpu import Spent, spent, used_between
 from fmplex_tools.bench.engine.fleet import make_fleet
-from fmplex_tools.bench.engine.fleet_server import serve, workplace
+from fmplex_tools.bench.engine.fleet_server import workplace
 from fmplex_tools.bench.engine.report import SERIES
 from fmplex_tools.bench.engine.rounds import at_least, ratio
-from fmplex_tools.bench.fair.arena import Arena
+from fmplex_tools.bench.fair.arena import Arena, serve
 from fmplex_tools.bench.fair.bench import Figure, Outcome
 from fmplex_tools.bench.fair.generator import POOL
 from fmplex_tools.bench.fair.load import Load

@@ -19,10 +19,10 @@ import numpy as np
 from rich.progress import Progress
 
 from fmplex_tools.bench.engine.fleet import copy_fm, fleet_of
-from fmplex_tools.bench.engine.fleet_server import MEGA, machine, memory, serve, wait_served, workplace
+from fmplex_tools.bench.engine.fleet_server import MEGA, machine, memory, workplace
 from fmplex_tools.bench.engine.slots_report import Curve, Point, SlotsPlan, details_of, figures_of
 from fmplex_tools.bench.engine.zipf import ZipfLoad, slot_hits
-from fmplex_tools.bench.fair.arena import Arena
+from fmplex_tools.bench.fair.arena import Arena, serve, wait_served
 from fmplex_tools.bench.fair.bench import Figure, Outcome
 from fmplex_tools.bench.fair.streams import OK, Traffic, latencies
 

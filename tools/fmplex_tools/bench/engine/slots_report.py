@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fmplex_backend.errors import InvalidInput
+from fmplex_tools.bench.engine.fleet import FleetPlan
 from fmplex_tools.bench.fair.bench import Figure, Outcome
 
 COUNTS = (8, 32, 64, 65, 128, 250, 500, 1000)
@@ -20,25 +21,17 @@ CLIFF_P95_GOAL = 1.3
 CLIFF_RATE_GOAL = 0.9
 
 
-@dataclass(frozen=True)
-class SlotsPlan:
-    """What is to be measured."""
+@dataclass(frozen=True, kw_only=True)
+class SlotsPlan(FleetPlan):
+    """What is to be measured; ``seconds`` are of each phase."""
 
-    source: Path
-    fm: str = "minilm"
     counts: tuple[int, ...] = COUNTS
     """How many vFMs are asked; the largest is how many there are."""
-    slots: int = 64
     exponent: float = 1.05
-    seconds: float = 10.0
-    """Of each measured phase."""
     rounds: int = 3
-    rank: int = 8
     clients: int = 192
     """At a time, for the saturating load."""
     load: float = LOAD
-    threads: int = 0
-    seed: int = 0
 
     def check(self) -> None:
         """Raise `InvalidInput` where the counts leave nothing to compare."""

@@ -1,25 +1,30 @@
-"""A real server over a temporary copy of some vFMs, whose policies are set as an operator would: in their files."""
+"""A real server over some vFMs, or copies of them, whose policies are set as an operator would: in their files."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fmplex_backend.errors import EngineFailure, NotFound
+import tritonclient.grpc as grpc
+from tritonclient.utils import InferenceServerException
+
+from fmplex_backend.errors import EngineFailure, NotFound, Unavailable
 from fmplex_backend.repository.config import CONFIG_FILE, Policy, parameters_of, read_config, write_config
 from fmplex_tools.server.process import ServerOptions, TritonServer, free_ports
 from fmplex_tools.serving import fetch_status
 
 START_SECONDS = 240.0
+STALLED_SECONDS = 60.0
+"""Loading a large fleet may take minutes, but none of them without any vFM that comes to be served."""
+LOOK_SECONDS = 0.1
 POLICY_SECONDS = 5.0
 """Until an edited policy must show."""
 _WEIGHT = re.compile(r'(key:\s*"weight"\s*value\s*\{\s*string_value:\s*")[^"]*(")')
@@ -99,21 +104,50 @@ def arena(source: Path, fm: str, names: Sequence[str], *, policy: str = "fair", 
         config.parameters["policy"].string_value = policy
         config.parameters["threads"].string_value = str(threads)
         write_config(repository / fm / CONFIG_FILE, config)
-        http, grpc, metrics = free_ports(3)
-        options = ServerOptions(repository, http, grpc, metrics, log_level="warning", drain_seconds=3)
-        with TritonServer(options) as server:
-            server.wait_ready(START_SECONDS)
-            made = Arena(options, fm)
-            _wait_served(made, names)
+        with serve(repository, fm, names) as made:
             yield made
 
 
-def _wait_served(made: Arena, names: Sequence[str]) -> None:
-    end = time.monotonic() + 30
-    missing = set(names)
-    while missing and time.monotonic() < end:
-        with contextlib.suppress(Exception):
-            missing = set(names) - made.policies().keys()
-        time.sleep(0.05)
+@contextmanager
+def serve(repository: Path, fm: str, names: Collection[str]) -> Iterator[Arena]:
+    """A server over ``repository`` on free ports, its vFMs ``names`` served. Raises `EngineFailure`."""
+    http, grpc_port, metrics = free_ports(3)
+    options = ServerOptions(repository, http, grpc_port, metrics, log_level="warning", drain_seconds=3)
+    with TritonServer(options) as server:
+        server.wait_ready(START_SECONDS)
+        made = Arena(options, fm)
+        try:
+            wait_served(made, names)
+        except EngineFailure as error:
+            raise EngineFailure(f"{error}; the server's last words:\n{server.tail}") from None
+        yield made
+
+
+def wait_served(made: Arena, names: Collection[str], on_look: Callable[[int], None] = lambda served: None) -> None:
+    """Wait until the host serves ``names`` and Triton has their endpoints; ``on_look`` hears how many are there.
+
+    Raises `EngineFailure` where none has come for `STALLED_SECONDS`, with what the host says of one that is missing.
+    """
+    end = time.monotonic() + STALLED_SECONDS
+    missing, why = set(names), "the server says nothing"
+    with grpc.InferenceServerClient(made.url) as client:
+        while missing and time.monotonic() < end:
+            before = len(missing)
+            try:
+                records = {vfm["name"]: vfm for vfm in made.status()["vfms"]}
+                served = {name for name, vfm in records.items() if vfm["state"] == "serving"}
+                missing = set(names) - (served & _endpoints(client))
+                why = records.get(min(missing, default=""), {}).get("reason") or "not there, or loading"
+            except (Unavailable, InferenceServerException) as error:  # busy with loading: it answers later
+                why = str(error)
+            if len(missing) < before:
+                end = time.monotonic() + STALLED_SECONDS
+            on_look(len(names) - len(missing))
+            time.sleep(LOOK_SECONDS)
     if missing:
-        raise EngineFailure(f"not served: {', '.join(sorted(missing))}")
+        raise EngineFailure(f"{len(missing)} of {len(names)} vFMs are not served, e.g. {min(missing)!r}: {why}")
+
+
+def _endpoints(client: Any) -> set[str]:
+    index = client.get_model_repository_index()
+    return {model.name for model in index.models if model.state == "READY"}
