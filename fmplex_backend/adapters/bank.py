@@ -89,10 +89,13 @@ Merge = Callable[[Tensor], Tensor | None]
 
 
 class _Forward:
-    """In the place of a linear layer's own forward pass: the same, or with another weight for the time being."""
+    """In the place of a linear layer's forward pass: the same, or with another weight for the time being."""
 
     def __init__(self, module: nn.Linear) -> None:
         self._module = module
+        self._replaced = vars(module).get("forward")
+        """What stood there instead of the class's own."""
+        self._plain = module.forward
         self.mergers: list[Merge] = []
 
     @classmethod
@@ -104,15 +107,20 @@ class _Forward:
         return found
 
     def __call__(self, x: Tensor) -> Tensor:
-        weights = (merge(x) for merge in self.mergers)
-        weight = next((weight for weight in weights if weight is not None), self._module.weight)
-        return nn.functional.linear(x, weight, self._module.bias)
+        for merge in self.mergers:
+            if (weight := merge(x)) is not None:
+                return nn.functional.linear(x, weight, self._module.bias)
+        output: Tensor = self._plain(x)
+        return output
 
     def remove(self, merge: Merge) -> None:
         """Take one away; after the last, the module is as it was."""
         self.mergers.remove(merge)
         if not self.mergers:
-            del self._module.forward
+            if self._replaced is None:
+                del self._module.forward
+            else:
+                self._module.forward = self._replaced  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def read_packed(path: str) -> tuple[Tables, Artifact]:
     with safe_open(path, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118 - not a dict
             kind, _, name = key.partition("/")
-            tables[kind][name] = file.get_tensor(key)
+            tables[kind][name] = file.get_tensor(key).clone()  # a view would keep the whole file mapped
         return tables, Artifact.model_validate_json(file.metadata()["artifact"])
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 from typing import Any, TypeVar
 
 from fmplex_backend.errors import EngineFailure
+from fmplex_backend.host.engine_environment import engine_environment
+from fmplex_backend.host.forks import Forked, ForkServer
 from fmplex_backend.messages import EngineFailed, EngineReady
 from fmplex_backend.repository.config import FMSettings
 from fmplex_backend.transport import Channel
-
-LIBRARY_PATH = "FMPLEX_ENGINE_LD_LIBRARY_PATH"
-"""The library path for engines, where tritonserver needs one of its own that torch must not see."""
 
 END_SECONDS = 1.0
 """Until an engine that has closed its socket has surely ended."""
@@ -29,10 +27,12 @@ class EngineDied(EngineFailure):
 class EngineProcess:
     """One engine on one device. Start it from a thread that outlives it (see `die_with_parent`)."""
 
-    def __init__(self, device: str, settings: FMSettings) -> None:
+    def __init__(self, device: str, settings: FMSettings, fork_server: ForkServer) -> None:
+        """``fork_server`` starts engines on the CPU; a GPU must not have been touched before a fork."""
         self.device = device
         self._settings = settings
-        self._process: subprocess.Popen[bytes] | None = None
+        self._fork_server = fork_server
+        self._process: subprocess.Popen[bytes] | Forked | None = None
         self._channel: Channel | None = None
 
     @property
@@ -45,13 +45,7 @@ class EngineProcess:
         self.close()
         self._channel, theirs = Channel.pair()
         with theirs:
-            command = [sys.executable, "-m", "fmplex_backend.engine", str(theirs.fileno()), self.device]
-            self._process = subprocess.Popen(
-                [*command, self._settings.model_dump_json()],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env=engine_environment(),
-            )
+            self._process = self._launch(theirs.fileno(), timeout)
         try:
             answer = self.receive(timeout)
         except EngineDied:
@@ -62,6 +56,16 @@ class EngineProcess:
             what = answer.error if isinstance(answer, EngineFailed) else f"was not ready within {timeout:.0f} s"
             raise EngineFailure(f"engine on {self.device}: {what}")
         return answer
+
+    def _launch(self, fd: int, timeout: float) -> subprocess.Popen[bytes] | Forked:
+        if self.device == "cpu":
+            return self._fork_server.fork(self.device, fd, timeout)
+        return subprocess.Popen(
+            [sys.executable, "-m", "fmplex_backend.engine", str(fd), self.device, self._settings.model_dump_json()],
+            pass_fds=[fd],
+            stdin=subprocess.DEVNULL,
+            env=engine_environment(),
+        )
 
     def send(self, message: object) -> None:
         """Send ``message``. Raises `EngineDied`."""
@@ -118,18 +122,3 @@ class EngineProcess:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
-
-
-def engine_environment() -> dict[str, str]:
-    """Of an engine's process: this one's, and what makes torch fast beside others."""
-    env = dict(os.environ)
-    if (path := env.pop(LIBRARY_PATH, None)) is not None:
-        env["LD_LIBRARY_PATH"] = path
-    # OpenMP threads that spin on a shared CPU stall the engine for up to seconds.
-    env.setdefault("GOMP_SPINCOUNT", "0")
-    # A batch's tensors are freed and asked for again layer by layer: given back to the system each time, their pages
-    # cost an eighth of the forward pass (docs/results.md).
-    env.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 33))
-    env.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 33))
-    env["TOKENIZERS_PARALLELISM"] = "false"
-    return env

@@ -26,6 +26,8 @@ class Entry:
     name: str
     folder: Path
     config_seen: Stamp | None = None
+    config_doubt: Stamp | None = None
+    """Of a config by which what is served would go: seen once so far."""
     ports: frozenset[int] = frozenset()
     """That its newest config maps, even where the config is refused for something else."""
     config: VfmConfig | None = None

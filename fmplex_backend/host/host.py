@@ -21,6 +21,7 @@ from fmplex_backend.errors import EngineFailure, FMplexError
 from fmplex_backend.host.counts import outcome_of
 from fmplex_backend.host.dispatcher import Dispatcher
 from fmplex_backend.host.engine_process import EngineProcess
+from fmplex_backend.host.forks import ForkServer
 from fmplex_backend.host.intake import Intake, is_status
 from fmplex_backend.host.metrics import Snapshot
 from fmplex_backend.host.registry import Registry
@@ -52,7 +53,9 @@ class FMHost:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one request must not take every core from the engine
         # In the cache and not in /tmp, where a cleaner may take what an engine needs days later.
         self._work_dir = OwnedFolder(cache_dir() / "run", fm)
-        engines = [EngineProcess(device, self.settings) for device in self.settings.engines.split(",")]
+        self._fork_server = ForkServer(self.settings)
+        devices = self.settings.engines.split(",")
+        engines = [EngineProcess(device, self.settings, self._fork_server) for device in devices]
         self._replies: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         scheduler = make_queue(self.settings.policy, self.settings.max_batch_rows, UNKNOWN)
         slots, ahead = self.settings.adapter_slots, self.settings.ahead
@@ -67,6 +70,7 @@ class FMHost:
         try:
             self.facts = self._dispatcher.start()
         except FMplexError as error:
+            self._fork_server.close()
             self._work_dir.close()
             raise EngineFailure(f"physical FM {self.fm!r}: {error}") from None
         self._dispatcher.use_fit(self._fit())
@@ -104,6 +108,7 @@ class FMHost:
         """Answer what waits, end the engines, join every thread, leave no file."""
         self._stop.set()
         self._dispatcher.stop()
+        self._fork_server.close()
         for _ in range(SENDERS):
             self._replies.put(None)
         for thread in self._threads:
@@ -135,6 +140,7 @@ class FMHost:
             "cost_model": {"device": self._dispatcher.device.name, "fit": str(self._dispatcher.fit)},
             "host_pid": os.getpid(),
             "engine_pids": self._dispatcher.engine_pids,
+            "fork_server_pid": self._fork_server.pid,
             "uptime_s": round(time.time() - self._started, 1),
             "vfms": self.registry.status(),
         }

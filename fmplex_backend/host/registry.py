@@ -103,13 +103,17 @@ class Registry:
     def _read_config(self, entry: Entry, seen: Stamp) -> None:
         if seen == entry.config_seen:
             return
-        entry.config_seen = seen
         try:
-            config = self._parse_config(entry)
+            ports, config = self._parse_config(entry)
         except Refused as error:
-            entry.config_refusal = error
+            entry.config_seen, entry.config_refusal = seen, error
             self._log_refusal(entry, error)
             return
+        if entry.generation is not None and (config is None or config.is_bundle) and entry.config_doubt != seen:
+            entry.config_doubt = seen  # an editor may have emptied the file and be writing it: look once more
+            self._at_rest = False
+            return
+        entry.config_seen, entry.ports = seen, ports
         entry.config_refusal = None
         entry.is_vfm = config is not None and not config.is_bundle
         if config is None or not entry.is_vfm:
@@ -130,15 +134,20 @@ class Registry:
         if (error := self._dispatcher.pin(generation, wanted)) is not None:
             self._log(f"vFM {entry.name!r}: its adapter is not pinned: {error}")
 
-    def _parse_config(self, entry: Entry) -> VfmConfig | None:
+    def _parse_config(self, entry: Entry) -> tuple[frozenset[int], VfmConfig | None]:
+        """The ports that its config maps, and what it says. Raises `Refused`; then it has those ports all the same."""
         config = read_config(entry.folder / CONFIG_FILE)
-        entry.ports = ports_of(config, self._fm)
-        if entry.ports and max(entry.ports) >= self._settings.ports:
-            raise Refused(
-                f"vFM {entry.name!r}: port {max(entry.ports)} is out of range; physical FM {self._fm!r} has ports 0 to "
-                f"{self._settings.ports - 1} (its parameter 'ports')"
-            )
-        return vfm_config(entry.name, config, {self._fm})
+        ports = ports_of(config, self._fm)
+        try:
+            if ports and max(ports) >= self._settings.ports:
+                raise Refused(
+                    f"vFM {entry.name!r}: port {max(ports)} is out of range; physical FM {self._fm!r} has ports 0 to "
+                    f"{self._settings.ports - 1} (its parameter 'ports')"
+                )
+            return ports, vfm_config(entry.name, config, {self._fm})
+        except Refused:
+            entry.ports = ports
+            raise
 
     # ---- generations ----
 

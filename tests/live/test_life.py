@@ -141,6 +141,7 @@ def test_publish_versions(server: LiveServer, client: Any, vfm: str) -> None:
         for version in (2, 3):
             publish_version(server, vfm, version)
             timed(f"version {version} published, says info", lambda v=version: answered(client, vfm)["version"] == v)
+            wait_for(lambda v=version: any(v in versions for versions, *_ in list(seen)), 30, "its answers to all")
     finally:
         stop.set()
         for thread in threads:

@@ -198,6 +198,21 @@ def test_a_vfm_that_becomes_a_bundle_is_let_go(site: Site) -> None:
     wait_for(lambda: not site.engine.live, 5, "the engine forgot it")
 
 
+def test_a_config_that_is_just_being_written_removes_nothing(site: Site) -> None:
+    path = site.add("a", 0) / "config.pbtxt"
+    site.scan()
+    good = path.read_text()
+    path.write_text("")
+    site.scan(1)
+    assert site.served(0) == ("a", 1, 1)
+    path.write_text(good)
+    site.scan()
+    assert site.served(0) == ("a", 1, 1), "the same generation"
+    path.write_text("")
+    site.scan(2)
+    assert site.served(0) is None, "it stays like that"
+
+
 def test_an_engine_that_is_away_is_not_the_vfms_fault(site: Site) -> None:
     """It died under the load: the same version is loaded on its successor, not refused."""
     site.engine.deaths.append(dies_on(LoadGeneration))

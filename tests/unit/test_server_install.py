@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fmplex_backend.errors import InvalidInput, NotFound
-from fmplex_backend.host.engine_process import LIBRARY_PATH
+from fmplex_backend.host.engine_environment import LIBRARY_PATH
 from fmplex_tools.server.install import TritonInstall, find_triton
 from fmplex_tools.server.process import ServerOptions, check_port_free
 

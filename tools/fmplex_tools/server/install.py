@@ -13,7 +13,7 @@ from pathlib import Path
 
 import fmplex_backend
 from fmplex_backend.errors import NotFound
-from fmplex_backend.host.engine_process import LIBRARY_PATH
+from fmplex_backend.host.engine_environment import LIBRARY_PATH
 
 
 @dataclass(frozen=True)

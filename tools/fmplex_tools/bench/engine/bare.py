@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fmplex_backend.errors import EngineFailure
-from fmplex_backend.host import engine_process
+from fmplex_backend.host.engine_environment import engine_environment
 from fmplex_backend.repository.config import fm_settings
 
 WARM_UP = 2
@@ -39,7 +39,7 @@ class Bare:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=engine_process.engine_environment(),
+            env=engine_environment(),
             start_new_session=True,  # Ctrl-C is ours to handle
         )
         try:

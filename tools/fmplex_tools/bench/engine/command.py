@@ -80,10 +80,10 @@ def machine(device: str) -> dict[str, Any]:
 
 def compute_as_an_engine(device: str, threads: int) -> None:
     """Give torch in this process the threads, and OpenMP the manners, that an engine has; best before torch loads."""
-    from fmplex_backend.host import engine_process
+    from fmplex_backend.host.engine_environment import engine_environment
 
     if "torch" not in sys.modules:
-        os.environ.update(engine_process.engine_environment())
+        os.environ.update(engine_environment())
     import torch
     from transformers.utils import logging as transformers_logging
 

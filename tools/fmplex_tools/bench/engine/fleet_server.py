@@ -24,11 +24,15 @@ def workplace() -> Iterator[Path]:
 
 
 def memory(made: Arena) -> dict[str, dict[str, float]]:
-    """Bytes of the server's processes: ``host``, ``engine`` (all of them) and ``server`` → ``rss`` and ``pss``."""
+    """Bytes of the server's processes → ``rss`` and ``pss``.
+
+    ``host``, ``server``, and ``engine``: all of them, with the process that they were forked from.
+    """
     status = made.status()
     host = psutil.Process(status["host_pid"])
     server = next(parent for parent in host.parents() if parent.name().startswith("tritonserver"))
-    roles = {"host": [host.pid], "engine": list(status["engine_pids"]), "server": [server.pid]}
+    engines = [pid for pid in (*status["engine_pids"], status["fork_server_pid"]) if pid is not None]
+    roles = {"host": [host.pid], "engine": engines, "server": [server.pid]}
     found = {role: [psutil.Process(pid).memory_full_info() for pid in pids] for role, pids in roles.items()}
     return {
         role: {"rss": float(sum(one.rss for one in infos)), "pss": float(sum(one.pss for one in infos))}
