@@ -2,7 +2,8 @@
 
 1. It has imported torch and holds the backbone before an engine is asked for: starting one, also in the place of one
    that died, takes tenths of a second instead of seconds, and all of them share one copy of the weights.
-2. It computes nothing and has no threads, for those of OpenMP would be missing in the forked process.
+2. It computes nothing and has no threads when it forks: those of OpenMP would be missing in the forked process, and what
+   any other one holds would stay locked there for ever (transformers' loaders live on for a moment).
 3. FD is a socket to the host. Each packet asks for an engine: the device, and with it two descriptors, the engine's
    channel and a socket on which the host is told the process (its pidfd) and, when it has ended, its exit code.
 4. It ends when the host closes that socket, by dying too; its engines end with it.
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
 NUMBER = struct.Struct("<i")
 """A process id, and later an exit code: minus the signal's number for one that was killed."""
+
+
+ALONE_SECONDS = 10.0
+"""Until threads that loading has started must have ended."""
 
 
 @dataclass
@@ -118,10 +123,20 @@ def main() -> None:
     fd, text = sys.argv[1:]
     settings = FMSettings.model_validate_json(text)
     made = _load(settings)
+    _wait_alone()
     gc.collect()
     gc.freeze()  # else the collector writes to every page that forked processes share
     with socket.socket(fileno=int(fd)) as control:
         ForkServer(control, settings).run(made)
+
+
+def _wait_alone() -> None:
+    end = time.monotonic() + ALONE_SECONDS
+    while (threads := len(os.listdir("/proc/self/task"))) > 1:
+        if time.monotonic() > end:
+            print(f"fmplex: the fork server has {threads} threads that do not end; engines may hang", flush=True)
+            return
+        time.sleep(1e-3)
 
 
 def _load(settings: FMSettings) -> Callable[[], Backbone]:

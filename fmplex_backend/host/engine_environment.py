@@ -20,4 +20,7 @@ def engine_environment() -> dict[str, str]:
     env.setdefault("MALLOC_MMAP_THRESHOLD_", str(1 << 33))
     env.setdefault("MALLOC_TRIM_THRESHOLD_", str(1 << 33))
     env["TOKENIZERS_PARALLELISM"] = "false"
+    # Threads that the fork server must not have: numpy's, and those by which transformers reads weights.
+    env.setdefault("OPENBLAS_NUM_THREADS", "1")
+    env["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
     return env

@@ -64,6 +64,7 @@ def test_several_at_a_time(engine: EngineProcess, settings: FMSettings, forks: F
     other = EngineProcess("cpu", settings, forks)
     other.start(LIMIT)
     assert engine.pid != other.pid
+    assert psutil.Process(forks.pid).num_threads() == 1  # what another one held would be locked in the engine
     assert psutil.Process(engine.pid).ppid() == psutil.Process(other.pid).ppid() == forks.pid
     assert computes(engine)
     assert computes(other)

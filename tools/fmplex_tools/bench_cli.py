@@ -17,7 +17,7 @@ from rich.table import Table
 from fmplex_backend.errors import FMplexError, InvalidInput
 from fmplex_client import Client, FMplexClientError
 from fmplex_client.tasks import Task
-from fmplex_tools import engine_cli, fair_cli
+from fmplex_tools import compare_cli, engine_cli, fair_cli
 from fmplex_tools.bench.perf import TEXTS, Load, Row, levels, measure, read_texts
 from fmplex_tools.bench.perf_binary import perf_analyzer
 from fmplex_tools.infer_cli import default_url, protocol_of
@@ -27,6 +27,7 @@ from fmplex_tools.simulate_cli import simulate
 app = typer.Typer(no_args_is_help=True, help="Benchmarks of a running server.")
 console = Console(emoji=False)
 errors = Console(stderr=True, emoji=False)
+app.command("compare")(compare_cli.compare)
 app.command("fair")(fair_cli.fair)
 app.command("simulate")(simulate)
 app.add_typer(engine_cli.app, name="engine")

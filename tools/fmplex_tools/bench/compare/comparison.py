@@ -1,0 +1,174 @@
+"""The comparison itself: each deployment after the other on the same machine, under the same loads."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+from rich.progress import Progress, TaskID
+
+from fmplex_backend.arrays import Array
+from fmplex_backend.errors import FMplexError
+from fmplex_tools.bench.compare import parity
+from fmplex_tools.bench.compare.answers import OK, Answers, cdf, summary
+from fmplex_tools.bench.compare.deployments import DEPLOYMENTS
+from fmplex_tools.bench.compare.plan import FLOOD, REFERENCE, WARM, Case, Plan
+from fmplex_tools.bench.compare.records import Cell, Failure, Record, Standing
+from fmplex_tools.bench.compare.replayer import Replay
+from fmplex_tools.bench.compare.started import Started, add_task, start
+from fmplex_tools.bench.compare.workload import Lengths, Workload, digest, schedule
+
+CLIENTS_PER_TASK, FEWEST_CLIENTS, MOST_CLIENTS = 8, 64, 192
+"""That saturate the reference."""
+CAPACITY_SECONDS = 8.0
+STOLEN = 0.1
+"""A load during which the hypervisor took more than this part of the machine is measured again…"""
+ATTEMPTS = 3
+"""…until it was measured so often; the least disturbed one counts."""
+POINTS = 50
+
+
+@dataclass
+class Comparison:
+    """One run under way."""
+
+    plan: Plan
+    progress: Progress
+    record: Record = field(default_factory=Record)
+    _expected: dict[int, list[Array]] = field(default_factory=dict)
+    """Number of tasks → what each must answer to `parity.TEXTS`."""
+
+    def run(self) -> Record:
+        """Measure everything; a deployment that fails is a `Failure`, and the others go on."""
+        self.plan.check()
+        sizes = [(number, tasks) for number in range(self.plan.rounds) for tasks in self.plan.tasks]
+        line = self.progress.add_task("", total=len(sizes) * len(self.plan.deployments))
+        for position, (number, tasks) in enumerate(sizes):
+            for name in self.plan.order(position):
+                title = f"{DEPLOYMENTS[name].title}, {tasks} tasks"
+                self.progress.update(line, description=title)
+                try:
+                    self._measure(name, tasks, number, line)
+                except FMplexError as error:
+                    self.record.failures.append(Failure(name, tasks, number, str(error)))
+                    if name == REFERENCE:  # without it, nobody knows what a middle load is
+                        raise
+                self.progress.advance(line)
+        self.progress.remove_task(line)
+        return self.record
+
+    def _measure(self, name: str, tasks: int, number: int, line: TaskID) -> None:
+        plan, title = self.plan, f"{DEPLOYMENTS[name].title}, {tasks} tasks"
+        with (
+            tempfile.TemporaryDirectory(prefix="fmplex-bench-") as folder,
+            start(
+                DEPLOYMENTS[name], Path(folder), plan.source, plan.fm, tasks, seed=plan.seed, threads=plan.threads
+            ) as started,
+        ):
+            self.progress.update(line, description=f"{title}: are the answers right?")
+            difference = parity.check(started, expected=self._answers(started, tasks))
+            if name == REFERENCE:
+                for lengths in plan.lengths(tasks):
+                    self.progress.update(line, description=f"{title}: the most it can do, {lengths} rows")
+                    self.record.capacity[key(tasks, lengths)] = self._capacity(started, tasks, lengths)
+            memory = started.memory()
+            for case in plan.cases(
+                tasks, {kind: self.record.capacity[key(tasks, kind)] for kind in plan.lengths(tasks)}
+            ):
+                self.progress.update(line, description=f"{title}: {case.name}")
+                self.record.cells.append(self._cell(started, tasks, number, case))
+            self.progress.update(line, description=f"{title}: one task more")
+            added = add_task(started)
+            fence = started.fences.how if started.fences else ""
+            self.record.standings.append(
+                Standing(name, tasks, number, fence, started.ready_seconds, added, memory, difference)
+            )
+
+    def _answers(self, started: Started, tasks: int) -> list[Array]:
+        if tasks not in self._expected:
+            repository = started.repository
+            versions = [repository.version(task) for task in range(tasks)]
+            self._expected[tasks] = parity.reference(repository.backbone, versions)
+        return self._expected[tasks]
+
+    def _capacity(self, started: Started, tasks: int, lengths: Lengths) -> float:
+        """Requests a second, closed loop."""
+        drawn = schedule(Workload(tasks=tasks, rate=200.0, seconds=20.0, seed=self.plan.seed, lengths=lengths))
+        clients = min(MOST_CLIENTS, max(FEWEST_CLIENTS, CLIENTS_PER_TASK * tasks))
+        with replay(started, self.plan.seed) as load:
+            answers = load.closed(drawn, clients, WARM + CAPACITY_SECONDS, drain=60.0)
+        return summary(answers, warm=WARM, until=WARM + CAPACITY_SECONDS).answered_per_s
+
+    def _cell(self, started: Started, tasks: int, number: int, case: Case) -> Cell:
+        found = [self._attempt(started, tasks, number, case)]
+        while found[-1].stolen > STOLEN and len(found) < ATTEMPTS:
+            found.append(self._attempt(started, tasks, number, case))
+        return min(found, key=lambda cell: cell.stolen)
+
+    def _attempt(self, started: Started, tasks: int, number: int, case: Case) -> Cell:
+        made = schedule(case.workload)
+        watch, spent = Stolen(), started.cpu_seconds()
+        with replay(started, self.plan.seed) as load:
+            answers = load.open(made)
+        spent, stolen = started.cpu_seconds() - spent, watch.part()
+        until = case.workload.seconds
+        flooder = None
+        if case.name == FLOOD:
+            flooder = summary(only(answers, [0]), warm=WARM, until=until)
+        others = only(answers, range(1, tasks)) if flooder else answers
+        answered = int((answers.requests["outcome"] == OK).sum())
+        return Cell(
+            deployment=started.deployment.name,
+            tasks=tasks,
+            round=number,
+            case=case.name,
+            load=case.part,
+            digest=digest(made),
+            summary=summary(others, warm=WARM, until=until),
+            flooder=flooder,
+            cpu_seconds_per_1000=1000 * spent / answered if answered else np.nan,
+            stolen=stolen,
+            cdf=tuple(cdf(others, POINTS, warm=WARM, until=until)),
+            per_second=per_second(others, until),
+        )
+
+
+def key(tasks: int, lengths: str) -> str:
+    """Of `Record.capacity`."""
+    return f"{tasks} {lengths}"
+
+
+def replay(started: Started, seed: int) -> Replay:
+    """A load process for a deployment."""
+    made = started.repository
+    return Replay(started.url, made.models, made.selector, made.tasks, seed=seed)
+
+
+def only(answers: Answers, tasks: Sequence[int]) -> Answers:
+    """The requests of these tasks."""
+    return dataclasses.replace(answers, requests=answers.requests[np.isin(answers.requests["task"], list(tasks))])
+
+
+def per_second(answers: Answers, seconds: float) -> tuple[int, ...]:
+    """Answers, no errors, in each whole second."""
+    ended = answers.requests["ended"][answers.requests["outcome"] == OK] - answers.begun
+    counts, _ = np.histogram(ended, bins=np.arange(0.0, seconds + 1.0))
+    return tuple(int(count) for count in counts)
+
+
+class Stolen:
+    """How much of the machine its hypervisor gave to others, from here on."""
+
+    def __init__(self) -> None:
+        self._before = psutil.cpu_times()
+
+    def part(self) -> float:
+        """Of all the processors' time so far, 0 to 1."""
+        now, before = psutil.cpu_times(), self._before
+        whole = sum(now[:8]) - sum(before[:8])  # user … steal; guests are counted in user
+        return (now.steal - before.steal) / whole if whole > 0 else 0.0

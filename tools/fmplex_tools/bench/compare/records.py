@@ -1,0 +1,100 @@
+"""What a comparison has found, as plain data that goes to JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from fmplex_tools.bench.compare.answers import Summary
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One deployment with so many tasks, apart from any load."""
+
+    deployment: str
+    tasks: int
+    round: int
+    fence: str
+    """How it was fenced, in words; empty where it was not."""
+    ready_seconds: float
+    """From the start of tritonserver to an answer of every task."""
+    add_seconds: float | None
+    """From a new task's rename into the repository to its first answer; None where that takes a restart."""
+    memory_bytes: int
+    """PSS of all its processes, warm."""
+    parity: float
+    """Largest difference of a probability to plain transformers + peft."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One deployment under one load."""
+
+    deployment: str
+    tasks: int
+    round: int
+    case: str
+    load: float
+    """Of the reference's capacity."""
+    digest: str
+    """Of the schedule: the same for all deployments."""
+    summary: Summary
+    """Under a flood: of all tasks but the one that floods."""
+    flooder: Summary | None
+    cpu_seconds_per_1000: float
+    """Of all the server's processes, for 1,000 answers."""
+    stolen: float
+    """Part of the machine's time that its hypervisor gave to others meanwhile."""
+    cdf: tuple[tuple[float, float], ...]
+    """(ms, part of the requests that took no longer)."""
+    per_second: tuple[int, ...]
+    """Answers in each second, under a flood those to the others."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A deployment that could not be started, or not be measured."""
+
+    deployment: str
+    tasks: int
+    round: int
+    reason: str
+
+
+@dataclass
+class Record:
+    """All of it."""
+
+    capacity: dict[str, float] = field(default_factory=dict)
+    """``"<tasks> <lengths>"`` → requests a second that the reference answers at most."""
+    standings: list[Standing] = field(default_factory=list)
+    cells: list[Cell] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    def as_data(self) -> dict[str, Any]:
+        """For JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_data(cls, data: dict[str, Any]) -> Record:
+        """The opposite of `as_data`."""
+        cells = [
+            Cell(
+                **{
+                    **cell,
+                    "summary": _summary(cell["summary"]),
+                    "flooder": _summary(cell["flooder"]) if cell["flooder"] else None,
+                    "cdf": tuple(map(tuple, cell["cdf"])),
+                    "per_second": tuple(cell["per_second"]),
+                }
+            )
+            for cell in data["cells"]
+        ]
+        standings = [Standing(**standing) for standing in data["standings"]]
+        return cls(dict(data["capacity"]), standings, cells, [Failure(**failure) for failure in data["failures"]])
+
+
+def _summary(data: dict[str, Any]) -> Summary:
+    return Summary(**{**data, "task_mean_ms": tuple(data["task_mean_ms"])})
