@@ -2,8 +2,8 @@
 
 1. It has imported torch and holds the backbone before an engine is asked for: starting one, also in the place of one
    that died, takes tenths of a second instead of seconds, and all of them share one copy of the weights.
-2. It computes nothing and has no threads when it forks: those of OpenMP would be missing in the forked process, and what
-   any other one holds would stay locked there for ever (transformers' loaders live on for a moment).
+2. It computes nothing and has no threads when it forks: those of OpenMP would be missing in the forked process, and
+   what any other one holds would stay locked there for ever (those by which transformers loads live on for a while).
 3. FD is a socket to the host. Each packet asks for an engine: the device, and with it two descriptors, the engine's
    channel and a socket on which the host is told the process (its pidfd) and, when it has ended, its exit code.
 4. It ends when the host closes that socket, by dying too; its engines end with it.
