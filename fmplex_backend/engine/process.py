@@ -62,7 +62,7 @@ def serve(
         from fmplex_backend.engine.worker import Worker
 
         if device == "cpu":
-            torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+            torch.set_num_threads(settings.compute_threads(len(os.sched_getaffinity(0))))
         model = backbone()
         if device == "cpu" and settings.dtype == "fp32" and settings.packed_weights:
             pack(model)

@@ -54,7 +54,7 @@ class FMSettings(_Parameters):
     engines: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*$")] = "cpu"
     """Devices, comma-separated, one engine process each."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Compute threads of a CPU engine; 0 is every core the process may use."""
+    """Compute threads of a CPU engine; 0 is its part of the cores: all of them, or with several engines as many each."""
     batches_ahead: Annotated[int, Field(ge=-1, le=1)] = -1
     """Batches that an engine gets while another one runs, 0 or 1; -1 is 1 on a GPU, which must not wait for the next
     decision, and 0 on a CPU."""
@@ -70,6 +70,10 @@ class FMSettings(_Parameters):
     def ahead(self) -> bool:
         """Whether engines get a batch while another one runs."""
         return self.batches_ahead == 1 or (self.batches_ahead == -1 and "cuda" in self.engines)
+
+    def compute_threads(self, cores: int) -> int:
+        """Of each CPU engine, where the process may use so many ``cores``."""
+        return self.threads or max(1, cores // max(1, self.engines.split(",").count("cpu")))
 
     def located(self, folder: Path) -> FMSettings:
         """These settings with a backbone that lies inside the physical FM's ``folder`` made absolute."""

@@ -37,6 +37,17 @@ def read(config: ModelConfig) -> VfmConfig:
     return found
 
 
+def test_threads_are_shared_by_cpu_engines() -> None:
+    def threads(**settings: str) -> int:
+        return FMSettings.parse({"backbone": "b", **settings}, "FM").compute_threads(cores=8)
+
+    assert threads() == 8
+    assert threads(engines="cpu,cpu") == 4
+    assert threads(engines="cuda:0,cpu") == 8
+    assert threads(engines=",".join(["cpu"] * 9)) == 1
+    assert threads(engines="cpu,cpu", threads="3") == 3
+
+
 def test_round_trip(tmp_path: Path) -> None:
     (tmp_path / "spam").mkdir()
     path = tmp_path / "spam/config.pbtxt"

@@ -6,6 +6,7 @@ the same weights in every deployment.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -129,14 +130,16 @@ class Deployment(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class OnFMplex(Deployment):
-    """One physical FM, a vFM for each task."""
+    """One physical FM, a vFM for each task; on a CPU an engine for each core, as the private models have a thread each."""
 
     policy: Literal["fair", "fifo"]
+    threads: int = PRIVATE_THREADS
     is_baseline: ClassVar[bool] = False
 
     def _make(self, made: Repository, source: Path, fences: Sequence[str]) -> None:
         ports = max(len(made.tasks) + 1, fm_settings(source / made.fleet.fm).ports)  # one more may be added
-        settings = {"policy": self.policy, "threads": str(made.threads), "ports": str(ports)}
+        engines = ",".join(["cpu"] * _cores()) if made.device == "cpu" else made.device
+        settings = {"policy": self.policy, "threads": str(made.threads), "ports": str(ports), "engines": engines}
         make_fleet(made.path, source, made.fleet.fm, len(made.tasks), seed=made.fleet.seed, settings=settings)
 
     def make_model(self, made: Repository, index: int, model: Path, fence: str = "") -> None:
@@ -206,6 +209,10 @@ class SharedBackbone(Baseline):
         for index in range(len(made.tasks)):
             made.fleet.write_version(made.version(index), index)
         self._write_model(made.path / ALL_TASKS, made, made.tasks, max(made.labels), "")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 _ALL: tuple[Deployment, ...] = (
