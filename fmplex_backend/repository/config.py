@@ -54,7 +54,7 @@ class FMSettings(_Parameters):
     engines: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*$")] = "cpu"
     """Devices, comma-separated, one engine process each."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Compute threads of a CPU engine; 0 is its part of the cores: all of them, or with several engines as many each."""
+    """Compute threads of a CPU engine; 0 is its part of the cores: all, or with several engines as many each."""
     batches_ahead: Annotated[int, Field(ge=-1, le=1)] = -1
     """Batches that an engine gets while another one runs, 0 or 1; -1 is 1 on a GPU, which must not wait for the next
     decision, and 0 on a CPU."""

@@ -130,7 +130,7 @@ class Deployment(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class OnFMplex(Deployment):
-    """One physical FM, a vFM for each task; on a CPU an engine for each core, as the private models have a thread each."""
+    """One physical FM, a vFM for each task; on a CPU an engine for each core, as private models have a thread each."""
 
     policy: Literal["fair", "fifo"]
     threads: int = PRIVATE_THREADS
