@@ -39,7 +39,7 @@ def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Arr
     return reference(made.backbone, [made.version(task) for task in range(2)])
 
 
-@pytest.mark.parametrize("name", DEPLOYMENTS)
+@pytest.mark.parametrize("name", [name for name in DEPLOYMENTS if name != "fifo"])  # FMplex but for the policy
 def test_it_answers_as_plain_peft(tmp_path: Path, source: Path, expected: list[Array], name: str) -> None:
     adds = name in ("fmplex", "spatial")
     with start(DEPLOYMENTS[name], tmp_path, source, FM, 1 if adds else 2) as started:
