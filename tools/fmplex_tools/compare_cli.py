@@ -76,7 +76,7 @@ def compare(
     Each deployment is started on the real Triton server, one after the other; its answers are checked against plain
     transformers + peft; then it gets the same requests at the same times as the others: light, middle and heavy load
     are 20, 50 and 80 % of what best-effort co-location can do. Latency counts from when a request was due. Exits with 1
-    where a goal is missed. All of it takes about an hour, with --rounds 3 three.
+    where a goal is missed. All of it takes more than an hour; Ctrl-C reports what was measured until then.
 
     Examples:
 
@@ -102,7 +102,14 @@ def compare(
             seed=seed,
         )
         noted |= {**machine(), "seconds": plan.seconds, "rounds": rounds, "seed": seed}
-        record = Comparison(plan, progress).run()
+        comparison = Comparison(plan, progress)
+        try:
+            record = comparison.run()
+        except KeyboardInterrupt:
+            record = comparison.record
+            if not record.cells:
+                raise
+            noted["stopped"] = "early"  # an hour's work is worth telling
         outcome = Outcome(figures_of(record), {"record": record.as_data()})
         text = as_markdown(record, noted)
         if limits:

@@ -145,6 +145,11 @@ class TritonServer:
             if self._on_line is not None:
                 self._on_line(line.rstrip())
 
+    def check(self) -> None:
+        """Raise `EngineFailure` with the server's last words where it has ended."""
+        if self.exit_code is not None:
+            raise EngineFailure(f"tritonserver ended with code {self.exit_code}:\n{self.tail}")
+
     def wait_ready(self, timeout: float, stop: threading.Event | None = None) -> None:
         """Wait until HTTP says ready, or ``stop`` is set.
 
@@ -154,8 +159,7 @@ class TritonServer:
         while time.monotonic() < end:
             if stop is not None and stop.is_set():
                 return
-            if self.exit_code is not None:
-                raise EngineFailure(f"tritonserver ended with code {self.exit_code}:\n{self.tail}")
+            self.check()
             if _answers(f"http://{self.options.http}/v2/health/ready"):
                 return
             time.sleep(0.05)

@@ -148,6 +148,7 @@ class Churn:
         changes = asyncio.create_task(self._change(end))
         try:
             while (now := time.monotonic()) < end and not any(task.done() for task in (*clients, changes)):
+                self.made.check()
                 self.progress.update(line, completed=now - begun, description=self._told())
                 await asyncio.sleep(0.25)
             self.progress.update(line, description="waiting for the last answers")

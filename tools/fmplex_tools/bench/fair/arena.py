@@ -36,6 +36,8 @@ class Arena:
 
     options: ServerOptions
     fm: str
+    check: Callable[[], None] = lambda: None
+    """Raises `EngineFailure` with the server's last words where it has ended."""
 
     @property
     def url(self) -> str:
@@ -115,7 +117,7 @@ def serve(repository: Path, fm: str, names: Collection[str]) -> Iterator[Arena]:
     options = ServerOptions(repository, http, grpc_port, metrics, log_level="warning", drain_seconds=3)
     with TritonServer(options) as server:
         server.wait_ready(START_SECONDS)
-        made = Arena(options, fm)
+        made = Arena(options, fm, server.check)
         try:
             wait_served(made, names)
         except EngineFailure as error:
