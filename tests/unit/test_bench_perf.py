@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from fmplex_backend.errors import FMplexError, InvalidInput
-from fmplex_tools.bench.perf import TEXTS, Load, input_data, levels, parse, read_texts
+from fmplex_tools.bench.perf import TEXTS, TRIES, UNSTABLE, Load, input_data, levels, measure, parse, read_texts
+from fmplex_tools.bench.perf_binary import PerfAnalyzer
 
 FIGURES = """\
 Concurrency,Inferences/Second,Client Send,Network+Server Send/Recv,Server Queue,Server Compute Input,\
@@ -80,3 +81,23 @@ def test_command_is_bounded_in_time() -> None:
     command = LOAD.command(Path("perf_analyzer"), Path("in.json"), Path("out.csv"))
     assert command[command.index("--measurement-interval") + 1] == "2000"
     assert command[command.index("--max-trials") + 1] == "3"
+
+
+@pytest.mark.parametrize(("unstable", "runs"), [(0, 1), (2, 3), (9, TRIES)])
+def test_windows_far_apart_are_measured_again(tmp_path: Path, unstable: int, runs: int) -> None:
+    (tmp_path / "figures").write_text(FIGURES)
+    (tmp_path / "report").write_text(REPORT)
+    binary = tmp_path / "perf_analyzer"
+    binary.write_text(f"""#!/bin/sh
+echo run >> {tmp_path}/runs
+[ $(wc -l < {tmp_path}/runs) -le {unstable} ] && {{ echo '{UNSTABLE}' >&2; exit 99; }}
+while [ "$1" != -f ]; do shift; done
+cp {tmp_path}/figures "$2"; cat {tmp_path}/report
+""")
+    binary.chmod(0o755)
+    if unstable < TRIES:
+        assert measure(PerfAnalyzer(binary), LOAD, ["a"]).p50_ms == 5.853
+    else:
+        with pytest.raises(FMplexError, match="Failed to obtain stable measurement"):
+            measure(PerfAnalyzer(binary), LOAD, ["a"])
+    assert (tmp_path / "runs").read_text().count("run") == runs

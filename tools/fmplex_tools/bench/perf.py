@@ -24,6 +24,11 @@ WINDOWS = 3
 GRACE_S = 30.0
 """Seconds over the measurement's own that a run may take before it is ended."""
 
+UNSTABLE = "Failed to obtain stable measurement"
+"""What perf_analyzer says where a window was ten times slower than another, which a busy machine may make it…"""
+TRIES = 3
+"""…so that it is started so often."""
+
 TEXTS = (
     "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness.",
     "Call me Ishmael.",
@@ -147,7 +152,10 @@ def measure(binary: PerfAnalyzer, load: Load, texts: Sequence[str], *, pair: boo
         data, figures = Path(scratch) / "input.json", Path(scratch) / "figures.csv"
         data.write_text(json.dumps(input_data(texts, pair)), encoding="utf-8")
         command = load.command(binary.path, data, figures)
-        code, out, err = _run(command, binary.environment(), load.seconds + GRACE_S)
+        for _ in range(TRIES):
+            code, out, err = _run(command, binary.environment(), load.seconds + GRACE_S)
+            if UNSTABLE not in out + err:
+                break
         if code != 0 or not figures.is_file():
             said = " ".join(line.strip() for line in (err or out).splitlines() if line.strip())
             hint = " (more --seconds)" if "larger time window" in said else ""

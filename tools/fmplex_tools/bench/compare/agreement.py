@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from fmplex_backend.errors import EngineFailure, FMplexError
+from fmplex_backend.errors import EngineFailure
 from fmplex_tools.bench.compare.answers import summary
 from fmplex_tools.bench.compare.replayer import Replay, Tick
 from fmplex_tools.bench.compare.texts import Texts
 from fmplex_tools.bench.compare.workload import Lengths, Schedule, Workload, schedule
-from fmplex_tools.bench.perf import Load, Row, measure
+from fmplex_tools.bench.perf import Load, measure
 from fmplex_tools.bench.perf_binary import PerfAnalyzer
 
 TEXTS = 256
 """So many lengths, and texts of perf_analyzer, are sent in turn."""
 WARM_PART = 0.1
 """The part of our turns that does not count; perf_analyzer's windows begin when all its clients run."""
-TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ def closed_agreement(
     load = Load(model, url, "grpc", concurrency, seconds=seconds)
 
     def theirs() -> Side:
-        row = _measure(binary, load, texts)
+        row = measure(binary, load, texts)
         return Side(row.rows_per_s, row.mean_ms, row.p50_ms, row.p99_ms)
 
     def ours() -> Side:
@@ -98,14 +96,6 @@ def agreement(pairs: list[tuple[Side, Side]]) -> Agreement:
         ratios=_medians([_ratio(ours, theirs) for theirs, ours in pairs]),
         pairs=tuple(pairs),
     )
-
-
-def _measure(binary: PerfAnalyzer, load: Load, texts: Sequence[str]) -> Row:
-    """As `measure`; again where perf_analyzer prints nothing because a window was ten times slower than another."""
-    for _ in range(TRIES - 1):
-        with suppress(FMplexError):
-            return measure(binary, load, texts)
-    return measure(binary, load, texts)
 
 
 def _lengths(lengths: Lengths, seed: int) -> Schedule:
