@@ -24,8 +24,9 @@ WINDOWS = 3
 GRACE_S = 30.0
 """Seconds over the measurement's own that a run may take before it is ended."""
 
-UNSTABLE = "Failed to obtain stable measurement"
-"""What perf_analyzer says where a window was ten times slower than another, which a busy machine may make it…"""
+UNSTABLE = ("Failed to obtain stable measurement", "No valid requests recorded")
+"""What perf_analyzer says where a window was ten times slower than another or had no answer at all, as happens on a
+busy machine…"""
 TRIES = 3
 """…so that it is started so often."""
 
@@ -154,7 +155,7 @@ def measure(binary: PerfAnalyzer, load: Load, texts: Sequence[str], *, pair: boo
         command = load.command(binary.path, data, figures)
         for _ in range(TRIES):
             code, out, err = _run(command, binary.environment(), load.seconds + GRACE_S)
-            if UNSTABLE not in out + err:
+            if not any(words in out + err for words in UNSTABLE):
                 break
         if code != 0 or not figures.is_file():
             said = " ".join(line.strip() for line in (err or out).splitlines() if line.strip())
