@@ -13,6 +13,7 @@ An engine that cannot go on closes the socket. Nothing here imports torch or Tri
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,10 @@ import numpy as np
 
 from fmplex_backend.arrays import Array
 from fmplex_backend.backbones.facts import BackboneFacts
+
+PROCESS_NUMBER = struct.Struct("<i")
+"""What a fork server tells of an engine: its process id, and later its exit code, minus the signal's number for one
+that was killed."""
 
 Tokens = dict[str, Array]
 """One row for the backbone: input name → array without a batch dimension, e.g. ``input_ids`` int32 [tokens]."""

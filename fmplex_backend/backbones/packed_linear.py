@@ -1,8 +1,8 @@
 """Linear layers whose weights are also kept as MKL packs them, for batches of few positions on a CPU.
 
-MKL brings a weight into its own layout at every product. Where a batch has few positions that costs more than the
-product itself: a fifth to a third of it, docs/results.md. What it has packed once it takes for
-any number of rows (oneMKL reference, ``cblas_sgemm_pack``), best with as many threads as it was packed by.
+MKL brings a weight into its own layout at every product, which is felt where a batch has few positions: a fifth of its
+time (docs/architecture.md). What is packed once serves any number of rows (oneMKL reference, ``cblas_sgemm_pack``),
+best with as many threads as it was packed by.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 import time
 from collections.abc import Callable
@@ -25,15 +24,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fmplex_backend.engine.process import die_with_parent, load_backbone, serve
+from fmplex_backend.messages import PROCESS_NUMBER
 from fmplex_backend.repository.config import FMSettings
 from fmplex_backend.transport import Channel
 
 if TYPE_CHECKING:
     from fmplex_backend.backbones.base import Backbone
-
-NUMBER = struct.Struct("<i")
-"""A process id, and later an exit code: minus the signal's number for one that was killed."""
-
 
 ALONE_SECONDS = 10.0
 """Until threads that loading has started must have ended."""
@@ -79,7 +75,7 @@ class ForkServer:
         pidfd = os.pidfd_open(pid)
         self._children[pidfd] = Child(pid, teller)
         with contextlib.suppress(OSError):  # the host has lost interest, and closes the channel too
-            socket.send_fds(teller, [NUMBER.pack(pid)], [pidfd])
+            socket.send_fds(teller, [PROCESS_NUMBER.pack(pid)], [pidfd])
         return pidfd
 
     def _be_engine(
@@ -114,7 +110,7 @@ class ForkServer:
         os.close(pidfd)
         _, status = os.waitpid(child.pid, 0)
         with child.teller as teller, contextlib.suppress(OSError):
-            teller.send(NUMBER.pack(os.waitstatus_to_exitcode(status)))
+            teller.send(PROCESS_NUMBER.pack(os.waitstatus_to_exitcode(status)))
 
 
 def main() -> None:

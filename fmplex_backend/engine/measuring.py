@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -24,6 +23,7 @@ from fmplex_backend.backbones.base import Backbone
 from fmplex_backend.backbones.facts import BackboneFacts
 from fmplex_backend.engine.worker import Worker
 from fmplex_backend.messages import DeviceFacts, LoadGeneration, Measure, Measured, Point, RunBatch
+from fmplex_backend.processor import processor_name
 from fmplex_backend.repository.artifact import Artifact, BackboneRef
 from fmplex_backend.repository.packed import VersionContent, pack
 from fmplex_backend.repository.peft_checkpoint import AdapterWeights
@@ -188,14 +188,5 @@ def device_facts(device: str) -> DeviceFacts:
     """What ``device`` is."""
     software = f"torch {torch.__version__}, transformers {version('transformers')}"
     if device == "cpu":
-        return DeviceFacts(_cpu_name(), torch.get_num_threads(), software)
+        return DeviceFacts(processor_name(), torch.get_num_threads(), software)
     return DeviceFacts(torch.cuda.get_device_name(device), 0, software)
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    fields = (line.partition(":") for line in lines)
-    return next((value.strip() for key, _, value in fields if key.strip() == "model name"), platform.machine())

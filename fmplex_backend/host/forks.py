@@ -7,16 +7,15 @@ import os
 import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
 
 from fmplex_backend.errors import EngineFailure
 from fmplex_backend.host.engine_environment import engine_environment
+from fmplex_backend.messages import PROCESS_NUMBER
 from fmplex_backend.repository.config import FMSettings
 
-_NUMBER = struct.Struct("<i")
 UNKNOWN_CODE = -9
 """Exit code of an engine whose fork server died with it."""
 
@@ -99,9 +98,9 @@ class Forked:
         """Wait until there is a process; whether there is one, or never will be."""
         if not _readable(self._teller, timeout):
             return False
-        data, fds, _, _ = socket.recv_fds(self._teller, _NUMBER.size, 1)
+        data, fds, _, _ = socket.recv_fds(self._teller, PROCESS_NUMBER.size, 1)
         if data:
-            (self.pid,) = _NUMBER.unpack(data)
+            (self.pid,) = PROCESS_NUMBER.unpack(data)
             self._pidfd = fds[0]
         else:
             self._ended(UNKNOWN_CODE)
@@ -119,8 +118,8 @@ class Forked:
             if self._code is None:
                 if not _readable(self._teller, timeout):
                     raise subprocess.TimeoutExpired("engine", timeout or 0.0)
-                data = self._teller.recv(_NUMBER.size)
-                self._ended(_NUMBER.unpack(data)[0] if data else UNKNOWN_CODE)
+                data = self._teller.recv(PROCESS_NUMBER.size)
+                self._ended(PROCESS_NUMBER.unpack(data)[0] if data else UNKNOWN_CODE)
             assert self._code is not None
             return self._code
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.tiny import make_fm_repository
 from tritonclient.utils import InferenceServerException
 
 from fmplex_backend.arrays import Array
 from fmplex_backend.errors import EngineFailure
-from fmplex_backend.repository.config import CONFIG_FILE
 from fmplex_tools.bench.compare.deployments import DEPLOYMENTS
 from fmplex_tools.bench.compare.parity import TOLERANCE, check, difference, reference
 from fmplex_tools.bench.compare.started import Started, add_task, start
@@ -25,11 +25,7 @@ FM = "tiny"
 @pytest.fixture(scope="module")
 def source(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with nothing but the physical FM."""
-    folder = tmp_path_factory.mktemp("source")
-    (folder / FM).mkdir()
-    parameter = f'parameters {{ key: "backbone" value {{ string_value: "{tiny_backbone}" }} }}'
-    (folder / FM / CONFIG_FILE).write_text(f'backend: "fmplex"\nmax_batch_size: 64\n{parameter}\n')
-    return folder
+    return make_fm_repository(tmp_path_factory.mktemp("source"), FM, tiny_backbone)
 
 
 @pytest.fixture(scope="module")

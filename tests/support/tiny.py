@@ -8,11 +8,20 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertModel
 
+from fmplex_backend.repository.config import CONFIG_FILE
 from fmplex_tools.bench.engine.random_bert import SPECIAL, word_pieces
 
 HIDDEN = 32
 MAX_LENGTH = 64
 _WORDS = ("good", "bad", "film", "the", "a", "book", "is", "not", "very", "was")
+
+
+def make_fm_repository(folder: Path, fm: str, backbone: Path, max_batch_size: int = 64) -> Path:
+    """A repository with nothing but the physical FM; returns ``folder``."""
+    (folder / fm).mkdir()
+    parameter = f'parameters {{ key: "backbone" value {{ string_value: "{backbone}" }} }}'
+    (folder / fm / CONFIG_FILE).write_text(f'backend: "fmplex"\nmax_batch_size: {max_batch_size}\n{parameter}\n')
+    return folder
 
 
 def make_tiny_bert(folder: Path, *, hidden: int = HIDDEN, seed: int = 0) -> Path:

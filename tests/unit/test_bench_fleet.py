@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from support.facts import facts_of
 from support.reference import Reference
+from support.tiny import make_fm_repository
 from tritonclient.grpc import service_pb2
 
 from fmplex_backend.errors import InvalidInput, NotFound, Refused
@@ -51,11 +52,7 @@ FM = "tiny"
 @pytest.fixture(scope="module")
 def source(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with nothing but the physical FM."""
-    folder = tmp_path_factory.mktemp("source")
-    (folder / FM).mkdir()
-    parameter = f'parameters {{ key: "backbone" value {{ string_value: "{tiny_backbone}" }} }}'
-    (folder / FM / CONFIG_FILE).write_text(f'backend: "fmplex"\nmax_batch_size: 16\n{parameter}\n')
-    return folder
+    return make_fm_repository(tmp_path_factory.mktemp("source"), FM, tiny_backbone, 16)
 
 
 @pytest.fixture

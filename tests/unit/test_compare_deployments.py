@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.tiny import make_fm_repository
 
 from fmplex_backend.errors import InvalidInput, NotFound
 from fmplex_backend.repository.config import CONFIG_FILE, fm_settings, parameters_of, read_config
@@ -34,11 +35,7 @@ TASKS = 3
 @pytest.fixture(scope="module")
 def source(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with nothing but the physical FM."""
-    folder = tmp_path_factory.mktemp("source")
-    (folder / FM).mkdir()
-    parameter = f'parameters {{ key: "backbone" value {{ string_value: "{tiny_backbone}" }} }}'
-    (folder / FM / CONFIG_FILE).write_text(f'backend: "fmplex"\nmax_batch_size: 64\n{parameter}\n')
-    return folder
+    return make_fm_repository(tmp_path_factory.mktemp("source"), FM, tiny_backbone)
 
 
 def fences_for(deployment: Deployment) -> list[str]:

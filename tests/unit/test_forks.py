@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from support.live import wait_for
 
 from fmplex_backend.errors import EngineFailure
 from fmplex_backend.host.engine_process import EngineDied, EngineProcess
@@ -41,13 +41,6 @@ def engine(settings: FMSettings, forks: ForkServer) -> Iterator[EngineProcess]:
     yield made
     made.stop(1.0)
     made.close()
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def dead(pid: int | None) -> bool:
@@ -92,7 +85,7 @@ def test_the_fork_server_may_die_too(engine: EngineProcess, forks: ForkServer) -
     os.kill(first, signal.SIGKILL)
     with pytest.raises(EngineDied):
         engine.receive(LIMIT)
-    wait_until(lambda: dead(engine.pid))
+    wait_for(lambda: dead(engine.pid), 10, "the processes are gone")
     engine.start(LIMIT)
     assert forks.pid != first
     assert computes(engine)
@@ -137,4 +130,4 @@ def test_nothing_outlives_the_host(tiny_backbone: Path) -> None:
     host.kill()
     host.wait()
     host.stdout.close()
-    wait_until(lambda: all(dead(pid) for pid in pids))
+    wait_for(lambda: all(dead(pid) for pid in pids), 10, "the processes are gone")

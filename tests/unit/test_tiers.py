@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
+from support.live import wait_for
 from torch import nn
 
 from fmplex_backend.adapters.adapter import Adapter, Place
@@ -48,13 +48,6 @@ def tiers(disk: Disk) -> Iterator[AdapterTiers]:
     made.close()
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(1e-3)
-
-
 def test_memory_keeps_what_was_used_last(tiers: AdapterTiers, disk: Disk) -> None:
     assert list(tiers._in_memory) == [5, 6]
     tiers.bring([STAMPS[5]])
@@ -73,7 +66,7 @@ def test_what_is_read_ahead_is_not_read_again(tiers: AdapterTiers, disk: Disk) -
 
 def test_what_was_read_ahead_for_nobody_is_no_more_than_other_memory(tiers: AdapterTiers) -> None:
     tiers.read_ahead([1, 2, 3, 4])
-    wait_until(lambda: all(coming.done() for coming in tiers._coming.values()))
+    wait_for(lambda: all(coming.done() for coming in tiers._coming.values()), 10, "it is read")
     tiers.read_ahead([])
     assert not tiers._coming
     assert len(tiers._in_memory) == 2
@@ -83,7 +76,7 @@ def test_what_was_read_ahead_for_nobody_is_no_more_than_other_memory(tiers: Adap
 def test_a_file_that_is_gone_is_told_by_the_row_that_needs_it(tiers: AdapterTiers, disk: Disk) -> None:
     disk.gone.add("file 1")
     tiers.read_ahead([1])
-    wait_until(lambda: all(coming.done() for coming in tiers._coming.values()))
+    wait_for(lambda: all(coming.done() for coming in tiers._coming.values()), 10, "it is read")
     tiers.read_ahead([])
     moves, errors = tiers.bring([STAMPS[1], STAMPS[6]])
     assert moves.installed == [6]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import platform
 import subprocess
 import tempfile
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
+from fmplex_backend.processor import processor_name
 from fmplex_tools.bench.compare.agreement import Agreement, closed_agreement
 from fmplex_tools.bench.compare.comparison import Comparison
 from fmplex_tools.bench.compare.deployments import DEPLOYMENTS
@@ -112,7 +112,7 @@ def compare(
             noted["stopped"] = "early"  # an hour's work is worth telling
         outcome = Outcome(figures_of(record), {"record": record.as_data()})
         text = as_markdown(record, noted)
-        if limits:
+        if limits and "stopped" not in noted:
             target = Target(
                 source=repository, fm=FM, demand=demand, p99_ms=target_ms, seconds=4 * seconds, most=most,
                 threads=threads, seed=seed,
@@ -123,7 +123,7 @@ def compare(
                 name: [dataclasses.asdict(t) for t in tried] for name, tried in trials.items()
             }
             text += most_tasks_as_markdown(target, trials)
-        if agreement:
+        if agreement and "stopped" not in noted:
             found = agree(plan, progress)
             outcome.figures += agreement_figures(found)
             outcome.details["agreement"] = dataclasses.asdict(found)
@@ -155,20 +155,11 @@ def machine() -> dict[str, Any]:
     except OSError:  # no git here
         pass
     return {
-        "machine": _processor(),
+        "machine": processor_name(),
         "cores": len(os.sched_getaffinity(0)),
         "software": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft")),
         "commit": commit,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def search(target: Target, progress: Progress) -> dict[str, list[Trial]]:

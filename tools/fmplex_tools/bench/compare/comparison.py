@@ -50,8 +50,6 @@ class Comparison:
         line = self.progress.add_task("", total=len(sizes) * len(self.plan.deployments))
         for position, (number, tasks) in enumerate(sizes):
             for name in self.plan.order(position):
-                title = f"{DEPLOYMENTS[name].title}, {tasks} tasks"
-                self.progress.update(line, description=title)
                 try:
                     self._measure(name, tasks, number, line)
                 except FMplexError as error:
@@ -64,6 +62,7 @@ class Comparison:
 
     def _measure(self, name: str, tasks: int, number: int, line: TaskID) -> None:
         plan, title = self.plan, f"{DEPLOYMENTS[name].title}, {tasks} tasks"
+        self.progress.update(line, description=title)
         with (
             tempfile.TemporaryDirectory(prefix="fmplex-bench-") as folder,
             start(

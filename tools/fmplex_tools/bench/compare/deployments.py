@@ -225,3 +225,8 @@ _ALL: tuple[Deployment, ...] = (
 )
 DEPLOYMENTS: Mapping[str, Deployment] = MappingProxyType({deployment.name: deployment for deployment in _ALL})
 """By name, FMplex first."""
+
+
+def title_of(name: str) -> str:
+    """Of a deployment, for people."""
+    return DEPLOYMENTS[name].title

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 
-from fmplex_tools.bench.compare.deployments import DEPLOYMENTS
+from fmplex_tools.bench.compare.deployments import title_of
 from fmplex_tools.bench.compare.most_tasks import Target, Trial
 from fmplex_tools.bench.compare.records import Record
 from fmplex_tools.bench.compare.verdicts import CPU, MEAN, OURS, P99, RATE, STANDINGS, Measure, Table, worse
@@ -34,7 +34,7 @@ def most_tasks_as_markdown(target: Target, trials: Mapping[str, list[Trial]]) ->
     """Every number of tasks that was tried, of each deployment."""
     rows = [
         [
-            _title(name),
+            title_of(name),
             f"{trial.tasks:,}",
             "yes" if trial.met else "no",
             "–" if trial.p99_ms is None else f"{trial.p99_ms:,.0f}",
@@ -60,7 +60,7 @@ def _worse(record: Record) -> list[str]:
 def _by_case(table: Table, tasks: int, measure: Measure) -> str:
     cases = table.cases(tasks)
     rows = [
-        [_title(name), *(_number(table.value(measure, name, tasks, case)) for case in cases)]
+        [title_of(name), *(_number(table.value(measure, name, tasks, case)) for case in cases)]
         for name in table.deployments
     ]
     return _table([f"{measure.title} in {measure.unit}, {tasks} tasks", *cases], rows)
@@ -73,7 +73,7 @@ def _ratios(table: Table) -> str:
         for tasks in table.tasks
         for case in table.cases(tasks)
     ]
-    return _table(["FMplex's mean latency, of that of", *map(_title, others)], rows)
+    return _table(["FMplex's mean latency, of that of", *map(title_of, others)], rows)
 
 
 def _standings(table: Table) -> str:
@@ -82,7 +82,7 @@ def _standings(table: Table) -> str:
         for title, unit, of in STANDINGS:
             values = [_number(table.standing(of, name, tasks)) for name in table.deployments]
             rows.append([f"{tasks} tasks: {title}, {unit}", *values])
-    return _table(["", *map(_title, table.deployments)], rows)
+    return _table(["", *map(title_of, table.deployments)], rows)
 
 
 def _load(table: Table) -> str:
@@ -92,7 +92,7 @@ def _load(table: Table) -> str:
             for measure in (RATE, CPU):
                 values = [_number(table.value(measure, name, tasks, case)) for name in table.deployments]
                 rows.append([f"{tasks} tasks, {case}: {measure.title}", *values])
-    return _table(["", *map(_title, table.deployments)], rows)
+    return _table(["", *map(title_of, table.deployments)], rows)
 
 
 def _spread(table: Table) -> str:
@@ -101,17 +101,13 @@ def _spread(table: Table) -> str:
         for tasks in table.tasks
         for case in table.cases(tasks)
     ]
-    return _table(["spread of the mean latency over the rounds", *map(_title, table.deployments)], rows)
+    return _table(["spread of the mean latency over the rounds", *map(title_of, table.deployments)], rows)
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     lines = [list(head), *map(list, rows)]
     rule = ["---", *["---:"] * (len(lines[0]) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (lines[0], rule, *lines[1:]))
-
-
-def _title(name: str) -> str:
-    return DEPLOYMENTS[name].title
 
 
 def _or_dash(form: Callable[[float], str]) -> Callable[[float], str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fmplex_tools.bench.compare.deployments import DEPLOYMENTS
+from fmplex_tools.bench.compare.deployments import title_of
 from fmplex_tools.bench.compare.plan import FLOOD, LOADS
 from fmplex_tools.bench.compare.records import Record
 from fmplex_tools.bench.compare.verdicts import MEAN, P99, RATE, STANDINGS, Table
@@ -43,7 +43,7 @@ def _load(table: Table, file: Path) -> Path:
             for name, mark in zip(table.deployments, MARKS, strict=False):
                 rates = [table.value(RATE, name, tasks, case) for case in LOADS]
                 axes.plot(
-                    rates, [table.value(measure, name, tasks, case) for case in LOADS], mark + "-", label=_title(name)
+                    rates, [table.value(measure, name, tasks, case) for case in LOADS], mark + "-", label=title_of(name)
                 )
             axes.set(yscale="log", xlim=(0, None), title=f"{tasks} tasks" if row == 0 else "")
             axes.grid(alpha=0.3)
@@ -61,7 +61,7 @@ def _distributions(table: Table, tasks: int, file: Path) -> Path:
     for axes, case in zip(row, LOADS, strict=True):
         for name in table.deployments:
             for cell in table.cells(name, tasks, case)[:1]:
-                axes.plot([ms for ms, _ in cell.cdf], [part for _, part in cell.cdf], label=_title(name))
+                axes.plot([ms for ms, _ in cell.cdf], [part for _, part in cell.cdf], label=title_of(name))
         axes.set(xscale="log", xlabel=f"ms, {case} load", ylim=(0, 1))
         axes.grid(alpha=0.3)
     row[0].set_ylabel(f"part of the requests, {tasks} tasks")
@@ -76,7 +76,10 @@ def _memory(table: Table, file: Path) -> Path:
     _, _, memory = STANDINGS[0]
     for name, mark in zip(table.deployments, MARKS, strict=False):
         axes.plot(
-            table.tasks, [table.standing(memory, name, tasks) for tasks in table.tasks], mark + "-", label=_title(name)
+            table.tasks,
+            [table.standing(memory, name, tasks) for tasks in table.tasks],
+            mark + "-",
+            label=title_of(name),
         )
     axes.set(xlabel="tasks", ylabel="GB of memory (PSS)", ylim=(0, None))
     axes.grid(alpha=0.3)
@@ -90,15 +93,11 @@ def _flood(table: Table, tasks: int, file: Path) -> Path:
     figure, axes = pyplot.subplots(figsize=(7.0, 3.2), dpi=DPI, layout="constrained")
     for name in table.deployments:
         for cell in table.cells(name, tasks, FLOOD)[:1]:
-            axes.plot(range(len(cell.per_second)), cell.per_second, label=_title(name))
+            axes.plot(range(len(cell.per_second)), cell.per_second, label=title_of(name))
     axes.set(xlabel="s", ylabel=f"answers a second, {tasks - 1} tasks beside a flooder", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return _save(figure, file)
-
-
-def _title(name: str) -> str:
-    return DEPLOYMENTS[name].title
 
 
 def _save(figure: Any, file: Path) -> Path:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from fmplex_tools.bench.compare.deployments import DEPLOYMENTS
+from fmplex_tools.bench.compare.deployments import DEPLOYMENTS, title_of
 from fmplex_tools.bench.compare.plan import LOADS
 from fmplex_tools.bench.compare.records import Cell, Record, Standing
 from fmplex_tools.bench.fair.bench import Figure
@@ -93,11 +93,20 @@ def figures_of(record: Record) -> list[Figure]:
                     failed = sum(cell.summary.failed for cell in table.cells(name, tasks, case))
                     told = f"ms, p99 {p99:,.0f}; {rate:.1f}/s" + (f"; {failed} failed" if failed else "")
                     mean = table.value(MEAN, name, tasks, case)
-                    figures.append(Figure(f"{tasks} tasks, {case}", DEPLOYMENTS[name].title, mean, told))
+                    figures.append(Figure(f"{tasks} tasks, {case}", title_of(name), mean, told))
     if OURS in table.deployments:
         figures += list(_goals(table))
     for failure in record.failures:
-        figures.append(Figure("not measured", f"{failure.deployment}, {failure.tasks} tasks", math.nan, failure.reason))
+        figures.append(
+            Figure(
+                "not measured",
+                f"{failure.deployment}, {failure.tasks} tasks",
+                math.nan,
+                failure.reason,
+                "measured",
+                False,
+            )
+        )
     return figures
 
 
@@ -129,17 +138,13 @@ def worse(record: Record) -> list[str]:
                     ratio = theirs / ours if measure.higher and ours else ours / theirs if theirs else math.nan
                     if ratio > NOTICED or (not theirs and ours > 0 and not measure.higher):
                         told = f"{ours:.4g} against {theirs:.4g} {measure.unit}".rstrip()
-                        found.append((ratio, f"{measure.title}, {tasks} tasks, {case}: {told} of {_title(other)}"))
+                        found.append((ratio, f"{measure.title}, {tasks} tasks, {case}: {told} of {title_of(other)}"))
             for title, unit, of in STANDINGS:
                 ours, theirs = (table.standing(of, name, tasks) for name in (OURS, other))
                 if ours > NOTICED * theirs:
                     told = f"{ours:.3g} against {theirs:.3g} {unit}"
-                    found.append((ours / theirs, f"{title}, {tasks} tasks: {told} of {_title(other)}"))
+                    found.append((ours / theirs, f"{title}, {tasks} tasks: {told} of {title_of(other)}"))
     return [sentence for _, sentence in sorted(found, key=lambda pair: -pair[0])]
-
-
-def _title(name: str) -> str:
-    return DEPLOYMENTS[name].title
 
 
 def _median(values: Iterator[float]) -> float:
