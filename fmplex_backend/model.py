@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import triton_python_backend_utils as pb_utils
 
 from fmplex_backend.errors import FMplexError
 from fmplex_backend.host.counts import Series
+from fmplex_backend.host.guard import Guard
 from fmplex_backend.host.host import FMHost
 from fmplex_backend.host.publishing import Publisher
 from fmplex_backend.host.requests import Ask, Reply
@@ -36,10 +35,12 @@ class TritonPythonModel:
         for tensor in _INPUTS:
             config.add_input(tensor)
         config.add_output({"name": STATUS_OUTPUT, "data_type": "TYPE_STRING", "dims": [1]})
-        for port in range(settings.ports):
-            for socket in SOCKETS.values():
-                name = output_name(port, socket.name)
-                config.add_output({"name": name, "data_type": socket.data_type, "dims": socket.dims})
+        # add_output() compares each with all before it: 1.8 s for the 6,000 of 1,024 ports.
+        config.as_dict()["output"] += [
+            {"name": output_name(port, socket.name), "data_type": socket.data_type, "dims": socket.dims}
+            for port in range(settings.ports)
+            for socket in SOCKETS.values()
+        ]
         return config
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -48,6 +49,7 @@ class TritonPythonModel:
         name = args["model_name"]
         folder = Path(args["model_repository"])
         repository = folder.parent if folder.name == name else folder
+        self._guard = Guard(os.getppid(), os.getpid())
         try:
             settings = _settings(name, config["parameters"]).located(repository / name)
             self._host = FMHost(repository, name, _log, settings=settings)
@@ -56,7 +58,6 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(str(error)) from None
         self._publisher = Publisher(name, self._host.metrics, _metric_family, _log)
         self._publisher.start()
-        threading.Thread(target=_end_with, args=(os.getppid(),), name="orphan", daemon=True).start()
 
     def execute(self, requests: list[Any]) -> None:
         """Take the requests and return at once; replies are sent later, from other threads.
@@ -70,16 +71,7 @@ class TritonPythonModel:
         """Stop the host; joins every thread and process."""
         self._publisher.stop()
         self._host.stop()
-
-
-def _end_with(server: int) -> None:
-    """End this process when tritonserver has died: what waits for an answer of it, as metrics do, waits for ever.
-
-    The engines end with their host, and the next start clears its folder away.
-    """
-    while os.getppid() == server:
-        time.sleep(0.5)
-    os._exit(1)
+        self._guard.close()
 
 
 def _settings(name: str, parameters: dict[str, dict[str, str]]) -> FMSettings:

@@ -191,7 +191,7 @@ def test_a_server_that_starts_late_is_waited_for(server: Any, protocol: Protocol
             [answer] = client.predict("review_polarity", [TEXTS[0]], expect=Classification)
             client.close()
     assert answer.label == "positive"
-    assert 1.0 <= time.monotonic() - start < 12
+    assert time.monotonic() - start >= 1.0
 
 
 def free_port() -> int:

@@ -58,11 +58,8 @@ def test_stop_leaves_no_process_and_no_file(tmp_path: Path, minilm_backbone: Pat
     with serve(repository, minilm_backbone) as live:
         tree = [p.pid for p in psutil.Process(live.pid).children(recursive=True)]
         assert set(live.status()["engine_pids"]) <= set(tree)
-        stopped = time.monotonic()
-    seconds = time.monotonic() - stopped
     assert not [pid for pid in (live.pid, *tree) if psutil.pid_exists(pid)]
     assert sorted(p.relative_to(repository).as_posix() for p in repository.rglob("*") if p.is_file()) == [
         "minilm/1/.gitkeep",
         "minilm/config.pbtxt",
     ]
-    assert seconds < 8, f"stopping took {seconds:.1f} s"

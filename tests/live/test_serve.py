@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,12 +128,18 @@ def test_serve_shows_what_it_serves_and_ctrl_c_leaves_nothing(small_repository: 
         assert not alive
 
 
-def test_no_process_outlives_a_killed_serve(small_repository: Path) -> None:
+@pytest.mark.parametrize("stalled_seconds", [0, 2.5], ids=["at once", "while the host waits for it"])
+def test_no_process_outlives_a_killed_serve(small_repository: Path, stalled_seconds: float) -> None:
+    """Metrics come each second: a tritonserver that stalls for longer keeps the host waiting, with the interpreter."""
     with serving(small_repository) as served:
         served.wait_ready()
         tree = psutil.Process(served.process.pid).children(recursive=True)
+        (tritonserver,) = (process for process in tree if process.name() == "tritonserver")
+        if stalled_seconds:
+            tritonserver.suspend()
+            time.sleep(stalled_seconds)
         served.process.kill()
-        _, alive = psutil.wait_procs(tree, timeout=20)
+        _, alive = psutil.wait_procs(tree, timeout=60)
         assert not alive
 
 

@@ -169,9 +169,10 @@ class Load:
 
 @contextmanager
 def serve(repository: Path, backbone: Path) -> Iterator[LiveServer]:
-    """A real tritonserver over ``repository`` on free ports, for as long as the block lasts."""
+    """A real tritonserver over ``repository`` on free ports, for as long as the block lasts; it must end by itself."""
     options = ServerOptions(repository, *free_ports(3), drain_seconds=3)
     with TritonServer(options) as server:
         server.wait_ready(240)
         metrics = f"{options.host}:{options.metrics_port}"
         yield LiveServer(options.http, options.grpc, metrics, repository, server.pid, backbone)
+    assert server.exit_code == 0, f"tritonserver ended with code {server.exit_code}:\n{server.tail}"

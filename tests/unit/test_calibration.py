@@ -485,10 +485,9 @@ def test_measuring_leaves_nothing_in_the_engine(tiny_backbone: Path, monkeypatch
     monkeypatch.setattr(measuring, "Worker", Watched)
     backbone = backbone_of(tiny_backbone)
     hooks = [len(module._forward_hooks) for module in backbone.model.modules()]
-    measured = measure(backbone, "cpu", Measure(64, 0.5))
+    measured = measure(backbone, "cpu", Measure(64, 3))
     assert [len(module._forward_hooks) for module in backbone.model.modules()] == hooks
     assert [bank() for bank in workers] == [None]
-    assert measured.seconds < 5
     assert {p.vfms for p in measured.points} == {1, 4, 16}
     assert all(p.seconds > 0 for p in measured.points)
     assert fit(measured.points).cost.alpha > 1e-5

@@ -24,7 +24,7 @@ from fmplex_tools.infer_cli import default_url, protocol_of
 from fmplex_tools.packages import progress_columns
 from fmplex_tools.simulate_cli import simulate
 
-app = typer.Typer(no_args_is_help=True, help="Benchmarks of a running server.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure.")
 console = Console(emoji=False)
 errors = Console(stderr=True, emoji=False)
 app.command("compare")(compare_cli.compare)

@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from fmplex_backend import __version__
 from fmplex_backend.errors import FMplexError
-from fmplex_tools import bench_cli, check_cli, demo_cli, fetch_cli, infer_cli, serve_cli, task_cli, top_cli
 from fmplex_tools.console import fail
+
+COMMANDS = ("serve", "check", "infer", "top", "fetch", "task", "demo", "bench")
+"""Each in its module ``NAME_cli``: a function of that name, or ``app`` with commands of its own."""
+
+
+class Commands(TyperGroup):
+    """Imports a command when it is called: all of them together take 2 s."""
+
+    def list_commands(self, _: object) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, _: object, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"fmplex_tools.{cmd_name}_cli")
+        alone = typer.Typer(add_completion=False)
+        made = getattr(module, "app", None) or alone
+        if made is alone:
+            alone.command(cmd_name)(getattr(module, cmd_name))
+        command = typer.main.get_command(made)
+        command.name = cmd_name
+        return command
+
 
 app = typer.Typer(
     name="fmplex",
+    cls=Commands,
     help="Virtual foundation models on Triton: many tasks, each with its own endpoint, on one shared backbone.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("serve")(serve_cli.serve)
-app.command("check")(check_cli.check)
-app.command("infer")(infer_cli.infer)
-app.command("top")(top_cli.top)
-app.command("fetch")(fetch_cli.fetch)
-app.add_typer(task_cli.app, name="task", help="Make, train, import, list, change and remove vFMs.")
-app.add_typer(demo_cli.app, name="demo", help="The demo repository: eight real tasks on one MiniLM.")
-app.add_typer(bench_cli.app, name="bench", help="Measure.")
 
 
 def _version(wanted: bool) -> None:

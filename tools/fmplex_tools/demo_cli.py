@@ -14,7 +14,13 @@ from fmplex_tools.task_cli import Group
 
 Repository = Annotated[Path, typer.Option("--repository", "-r", help="Model repository with the physical FM in it.")]
 
-app = typer.Typer(cls=Group, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(
+    cls=Group,
+    help="The demo repository: eight real tasks on one MiniLM.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 @app.command("build")

@@ -45,7 +45,13 @@ class Group(TyperGroup):
             raise typer.Exit(130) from None
 
 
-app = typer.Typer(cls=Group, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(
+    cls=Group,
+    help="Make, train, import, list, change and remove vFMs.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 class KindName(str, Enum):
