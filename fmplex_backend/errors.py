@@ -6,7 +6,8 @@
     │   └── Refused       it is there, but broken, and names what is wrong with it  NOT_FOUND
     ├── Unavailable       try again later: loading, queue full, shutting down       UNAVAILABLE
     ├── DeadlineExceeded  the row's deadline passed before it could run             CANCELLED
-    └── EngineFailure     the engine died or broke its contract                     INTERNAL
+    ├── EngineFailure     the engine died or broke its contract                     INTERNAL
+    └── Quarantined       the vFM's rows kill engines; its owner must act           INTERNAL
 
 Messages name the thing, the value and what would be right. Only ``model.py`` turns codes into Triton's.
 """
@@ -54,5 +55,11 @@ class DeadlineExceeded(FMplexError):
 
 class EngineFailure(FMplexError):
     """An engine died, hung or answered something that is not an answer."""
+
+    code = "INTERNAL"
+
+
+class Quarantined(FMplexError):
+    """A row of the vFM has killed one engine after the other; none of its rows is run until somebody has acted."""
 
     code = "INTERNAL"

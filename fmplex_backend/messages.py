@@ -177,6 +177,8 @@ class BatchDone:
     """Generations whose adapters came into slots for it."""
     evicted: list[int] = field(default_factory=list)
     """Those that lost theirs."""
+    fitting: int | None = None
+    """Rows of the largest part that ran, where the whole batch did not fit into the device's memory."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from fmplex_backend.backbones.base import Backbone, Features
 from fmplex_backend.engine.answering import Answering
 from fmplex_backend.engine.generation import Generation, prepare, read_adapter
 from fmplex_backend.engine.graphs import Graphs, cuda_capture
+from fmplex_backend.engine.memory import is_out_of_memory
 from fmplex_backend.engine.tiers import AdapterTiers
 from fmplex_backend.errors import FMplexError
 from fmplex_backend.messages import BatchDone, GenerationLoaded, GroupAnswer, LoadGeneration, RunBatch, Tokens
@@ -183,9 +184,19 @@ class Worker:
     def run_prepared(self, prepared: Prepared, start: float | None = None) -> BatchDone:
         """Run what `prepare` made; its time is counted from ``start``, or from now."""
         start = time.perf_counter() if start is None else start
+        try:
+            return self._run_whole(prepared, start)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        if self._device != "cpu":
+            torch.cuda.empty_cache()
+        return self._run_halves(prepared, start)
+
+    def _run_whole(self, prepared: Prepared, start: float) -> BatchDone:
         adapters, room = prepared.adapters, self._tiers.room
         if len(adapters) > room:  # the scheduler asks for no more, but for a moment after adapters were pinned
-            return self._run_in_parts(prepared, room, start)
+            return self._run_rooms(prepared, room, start)
         moves, refused = self._tiers.bring(adapters)
         errors = dict(prepared.errors)
         for row, physical in prepared.place.items():
@@ -214,14 +225,39 @@ class Worker:
             moved = {name: tensor.to(self._device, non_blocking=True) for name, tensor in inputs.items()}
             return self.backbone.forward(moved)
 
-    def _run_in_parts(self, prepared: Prepared, room: int, start: float) -> BatchDone:
-        message, adapters = prepared.message, prepared.adapters
-        whole = BatchDone(message.batch, _failures(message, prepared.errors), 0.0)
+    def _run_rooms(self, prepared: Prepared, room: int, start: float) -> BatchDone:
+        """With no more adapters at a time than there are slots."""
+        adapters = prepared.adapters
+        parts = []
         for first in range(0, len(adapters), room):
             wanted: set[Stamp | None] = set(adapters[first : first + room])
             if first == 0:
                 wanted.add(None)
-            rows = [row for row, physical in prepared.place.items() if prepared.stamps[physical] in wanted]
+            parts.append([row for row, physical in prepared.place.items() if prepared.stamps[physical] in wanted])
+        return self._run_parts(prepared, parts, start)
+
+    def _run_halves(self, prepared: Prepared, start: float) -> BatchDone:
+        """What did not fit into memory, in two parts; a single row that does not fit has no answer."""
+        count = len(prepared.stamps)
+        if count == 1:
+            message, errors = prepared.message, dict(prepared.errors)
+            for row in prepared.place:
+                vfm = self._generations[message.generations[row]].stamp.vfm
+                errors[row] = f"vFM {vfm!r}: a row of this length does not fit into the device's memory"
+            return BatchDone(message.batch, _failures(message, errors), time.perf_counter() - start)
+        half = (count + 1) // 2
+        parts = [
+            [row for row, physical in prepared.place.items() if (physical < half) == first] for first in (True, False)
+        ]
+        done = self._run_parts(prepared, parts, start)
+        return replace(done, fitting=half if done.fitting is None else done.fitting)
+
+    def _run_parts(self, prepared: Prepared, parts: Sequence[Sequence[int]], start: float) -> BatchDone:
+        """The rows of each of ``parts`` by themselves, answered as one batch."""
+        message = prepared.message
+        whole = BatchDone(message.batch, _failures(message, prepared.errors), 0.0)
+        fitting: list[int] = []
+        for rows in parts:
             part = RunBatch(message.batch, [message.generations[r] for r in rows], [message.rows[r] for r in rows])
             done = self.run_prepared(self.prepare(part))
             for group in done.groups:
@@ -230,7 +266,8 @@ class Worker:
                 whole.groups.append(GroupAnswer(group.generation, places, group.columns, errors))
             whole.installed.extend(done.installed)
             whole.evicted.extend(done.evicted)
-        return replace(whole, seconds=time.perf_counter() - start)
+            fitting += [] if done.fitting is None else [done.fitting]
+        return replace(whole, seconds=time.perf_counter() - start, fitting=min(fitting, default=None))
 
 
 def _failures(message: RunBatch, errors: Mapping[int, str]) -> list[GroupAnswer]:

@@ -74,6 +74,7 @@ class VfmCounts:
         "latency",
         "number",
         "objective",
+        "quarantined",
         "queued",
         "ran",
         "rejected",
@@ -104,6 +105,7 @@ class VfmCounts:
         self.slo_met = self.slo_missed = 0
         self.running = self.waiting = 0
         self.share = self.entitled = 0.0
+        self.quarantined = False
         self.touched = True
         """Something happened since ``told`` was read."""
         self.told: list[float] = []
@@ -118,7 +120,7 @@ class FmCounts:
         self.rows = Histogram(ROW_EDGES)
         self.mixed = Histogram(VFM_EDGES)
         self.measured = self.predicted = self.busy = 0.0
-        self.lost = self.unroutable = 0
+        self.deaths = self.lost = self.unroutable = 0
         self.useful = self.padding = 0
         self.decisions = self.submits = 0
         self.deciding = self.submitting = 0.0
@@ -231,6 +233,9 @@ def _vfm_series() -> tuple[Series, ...]:
     made.add(
         "fmplex_entitled_share_ratio", "Weight over the weights of all active vFMs.", lambda v: v.entitled, joined=True
     )
+    made.add(
+        "fmplex_quarantined", "1 while no row of the vFM is run: one killed engines.", lambda v: float(v.quarantined)
+    )
     made.add("fmplex_queue_rows", "Rows that wait.", lambda v: v.waiting)
     made.add("fmplex_running_rows", "Rows in batches that run.", lambda v: v.running)
     made.add("fmplex_slo_seconds", "Latency objective of the vFM's policy.", lambda v: v.objective or 0.0)
@@ -249,6 +254,7 @@ def _fm_series() -> tuple[Series, ...]:
     made.add("fmplex_batch_seconds_total", "Device time of batches, as measured.", lambda f: f.measured)
     made.add("fmplex_batch_predicted_seconds_total", "Device time of batches, as predicted.", lambda f: f.predicted)
     made.add("fmplex_engine_busy_seconds_total", "Time that engines had a batch.", lambda f: f.busy)
+    made.add("fmplex_engine_deaths_total", "Engines that ended and were started anew.", lambda f: f.deaths)
     made.add("fmplex_lost_batches_total", "Batches whose engine died.", lambda f: f.lost)
     made.add("fmplex_useful_tokens_total", "Tokens of rows that ran.", lambda f: f.useful)
     made.add(

@@ -18,12 +18,14 @@ from typing import Any
 from fmplex_backend.backbones.facts import BackboneFacts
 from fmplex_backend.calibration.fit import Fit
 from fmplex_backend.calibration.learner import Learner
-from fmplex_backend.errors import DeadlineExceeded, EngineFailure, FMplexError, Unavailable
+from fmplex_backend.errors import DeadlineExceeded, EngineFailure, FMplexError, Quarantined, Unavailable
 from fmplex_backend.host.engine_process import EngineDied, EngineProcess
 from fmplex_backend.host.generations import Generation
-from fmplex_backend.host.lane import LEAD, MAX_DEATHS, Command, Lane, Work
+from fmplex_backend.host.lane import HANG_SECONDS, LEAD, Command, Lane, Work
 from fmplex_backend.host.metrics import Meter, Snapshot
 from fmplex_backend.host.requests import Pending, RowAnswer, RowTask, provenance
+from fmplex_backend.host.room import Room
+from fmplex_backend.host.suspects import Suspects, Trial
 from fmplex_backend.messages import (
     BatchDone,
     DeviceFacts,
@@ -52,13 +54,20 @@ class Dispatcher:
         *,
         slots: int = 64,
         ahead: bool = False,
+        max_batch_rows: int = 64,
+        hang_seconds: float = HANG_SECONDS,
     ) -> None:
-        """``slots``: adapters that an engine holds at a time; ``ahead``: send a batch while another one runs."""
+        """``slots``: adapters that an engine holds at a time; ``ahead``: send a batch while another one runs.
+
+        ``max_batch_rows``: that ``queue`` puts into a batch at most. ``hang_seconds``: see `Lane`.
+        """
         self._slots = slots
         self._pinned = 0
         """Adapters that keep their slots."""
         self._queue = queue
-        self._lanes = [Lane(engine, self, log, ahead=ahead) for engine in engines]
+        self._room = Room(max_batch_rows)
+        self._suspects = Suspects()
+        self._lanes = [Lane(engine, self, log, ahead=ahead, hang_seconds=hang_seconds) for engine in engines]
         self._finished = finished
         self._log = log
         self.meter = Meter(len(engines))
@@ -104,7 +113,8 @@ class Dispatcher:
         with self._lock:
             for lane in self._lanes:
                 lane.refuse_commands()
-            for row in self._queue.drain():
+            left = [row for lane in self._lanes for flight in lane.flights for row in flight.batch.rows]
+            for row in (*left, *self._suspects.withdraw(lambda _: True), *self._queue.drain()):
                 self.meter.ended(row.vfm, "rejected")
                 self._fail(row, Unavailable("the physical FM is shutting down"), done)
         self._settle(done)
@@ -245,6 +255,9 @@ class Dispatcher:
                 raise Unavailable("the physical FM is shutting down")
             if any(member.generation.retired for member in request.members):
                 return False
+            for member in request.members:
+                if member.generation.quarantine is not None:
+                    raise member.generation.quarantine
             for group in rows:
                 try:
                     self._queue.submit(group, now)
@@ -323,12 +336,16 @@ class Dispatcher:
                 if pause > 0:
                     self._changed.wait(pause)
                     continue
+                if (trial := self._trial(lane, now, done)) is not None:
+                    self.meter.decided(trial, time.monotonic() - now)
+                    return Work(trial, [])
+                self._queue.change_max_batch_rows(self._room.rows(now))
                 decision = self._queue.next_batch(now, lane.resident)
                 if decision.batch is not None:
                     self.meter.decided(decision.batch, time.monotonic() - now)
                     work = Work(decision.batch, self._upcoming(decision.batch, lane))
                 self._end_expired(decision, now, done)
-                if work is None and not done:
+                if work is None and not done and (lane.flights or not self._suspects):
                     self._hungry += 1
                     self._changed.wait()
                     self._hungry -= 1
@@ -336,11 +353,37 @@ class Dispatcher:
             if work is not None:
                 return work
 
+    def _trial(self, lane: Lane, now: float, done: list[Pending]) -> Trial | None:
+        """Under the lock: suspects to run now. Never beside another batch, nor twice before others had their turn."""
+        if lane.flights or lane.tried:
+            lane.tried = False
+            return None
+        trial = self._suspects.next(lambda row: self._is_wanted(row, now, done))
+        lane.tried = trial is not None
+        return trial
+
+    def _is_wanted(self, row: Row, now: float, done: list[Pending]) -> bool:
+        """Under the lock: whether to run a suspect; one whose time or request is over ends here."""
+        task: RowTask = row.payload
+        if task.request.error is not None:
+            task.member.generation.rows -= 1
+            self.meter.ended(row.vfm, "cancelled")
+            return False
+        if row.deadline is not None and now >= row.deadline:
+            self.meter.expired(row.vfm, "passed")
+            self._fail(row, _too_late(row, now), done)
+            return False
+        return True
+
     def _upcoming(self, batch: Batch, lane: Lane) -> list[int]:
         """Generations that should be brought nearer while ``batch`` runs."""
         taken = {row.adapter for row in batch.rows}
         upcoming: list[Any] = self._queue.upcoming(self._slots)
         return [number for number in upcoming if number not in lane.resident and number not in taken]
+
+    def engine_died(self) -> None:
+        """See `Desk`."""
+        self.meter.engine_died()
 
     def wake(self) -> None:
         """See `Desk`."""
@@ -352,8 +395,10 @@ class Dispatcher:
         done: list[Pending] = []
         with self._lock:
             now = time.monotonic()
-            charges = self._queue.complete(batch, answer.seconds, now)
-            fit = self._learn(batch, answer.seconds)
+            # A trial is on nobody's account, and a batch that was run in parts says nothing of what batches cost.
+            charges = {} if isinstance(batch, Trial) else self._queue.complete(batch, answer.seconds, now)
+            fit = self._learn(batch, answer.seconds) if charges and answer.fitting is None else None
+            smaller = answer.fitting is not None and self._room.shrink(answer.fitting, now)
             failed = frozenset(batch.rows[place] for group in answer.groups for place in group.errors)
             self.meter.completed(batch, charges, answer.seconds, started, now, failed)
             self._changed.notify_all()
@@ -370,6 +415,8 @@ class Dispatcher:
                     )
                     if task.request.answer(task, RowAnswer(group.columns, index, info)):
                         done.append(task.request)
+        if smaller:
+            self._log(f"a batch of {len(batch.rows)} rows did not fit into memory; of {answer.fitting} from here on")
         if fit is not None:
             self._log(f"the device behaves otherwise than measured; cost model from here on: {fit}")
         self._settle(done, batch.rows)
@@ -379,18 +426,41 @@ class Dispatcher:
         done: list[Pending] = []
         with self._lock:
             self.meter.lost(batch)
-            again: list[Row] = []
-            for row in batch.rows:
-                row.payload.deaths += blamed
-                if row.payload.deaths < MAX_DEATHS:
-                    again.append(row)
-                    continue
-                self.meter.ended(row.vfm, "failed")
-                reason = f"vFM {row.vfm!r}: {MAX_DEATHS} engines died while they ran it, the last one: {error}"
-                self._fail(row, EngineFailure(reason), done)
-            self._queue.put_back(replace(batch, rows=tuple(again)), time.monotonic())
+            again, convicted = self._suspects.sort_out(batch) if blamed else (list(batch.rows), [])
+            if not isinstance(batch, Trial):
+                self._queue.put_back(replace(batch, rows=tuple(again)), time.monotonic())
+            for row in convicted:
+                self._quarantine(row, error, done)
             self._changed.notify_all()
         self._settle(done, batch.rows)
+
+    def _quarantine(self, guilty: Row, error: EngineDied, done: list[Pending]) -> None:
+        """Under the lock: run no row of the generation of ``guilty`` any more; all that wait get the reason."""
+        task: RowTask = guilty.payload
+        generation = task.member.generation
+        reason = Quarantined(
+            f"vFM {generation.vfm!r}: version {generation.version} is quarantined: {task.deaths} engines died under a "
+            f"row of it, the last one alone with that row ({error}); it is served again when its files change, or "
+            f"after `fmplex task release {generation.vfm}`"
+        )
+        generation.quarantine = reason
+        self.meter.set_quarantined(guilty.vfm, True)  # golden rows wait under another name: what serves goes on
+        self._log(f"quarantined: {reason}")
+
+        def is_of_it(other: RowTask) -> bool:
+            return other.member.generation is generation
+
+        waiting = [row for row in self._queue.rows_of(guilty.vfm) if is_of_it(row.payload) and self._queue.cancel(row)]
+        for row in (guilty, *waiting, *self._suspects.withdraw(is_of_it)):
+            self.meter.ended(row.vfm, "failed")
+            self._fail(row, reason, done)
+
+    def lift_quarantine(self, generation: Generation) -> bool:
+        """Run its rows again; whether it was in quarantine. One that takes another's place lifts the other's too."""
+        with self._lock:
+            was, generation.quarantine = generation.quarantine, None
+            self.meter.set_quarantined(generation.vfm, False)
+        return was is not None
 
     def _expire(self) -> None:
         """The clock thread: answers rows whose deadline passes while every engine is busy."""
@@ -417,7 +487,7 @@ def _pause(lane: Lane, now: float) -> float | None:
     """Seconds until ``lane`` should have its next batch; None until it has answered."""
     if not lane.flights:
         return 0.0
-    if not lane.ahead or len(lane.flights) > 1:
+    if not lane.ahead or len(lane.flights) > 1 or isinstance(lane.flights[0].batch, Trial):
         return None
     flight = lane.flights[0]
     return flight.started + flight.batch.predicted - LEAD - now

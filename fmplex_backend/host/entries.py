@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fmplex_backend.errors import Refused
+from fmplex_backend.errors import FMplexError, Refused
 from fmplex_backend.host.generations import Generation
 from fmplex_backend.host.routes import Route, Serving
 from fmplex_backend.repository.config import VfmConfig
@@ -86,7 +86,7 @@ def record(entry: Entry, routes: Mapping[int, Route], waiting: int) -> dict[str,
     """The status of ``entry`` as plain data; ``waiting`` are the rows in its queue."""
     ports = sorted(entry.ports)
     told: dict[str, Any] = {"name": entry.name, "ports": ports}
-    refusal = entry.config_refusal or entry.refusal
+    refusal: FMplexError | None = entry.config_refusal or entry.refusal
     if len(ports) > 1:
         refusal = refusal or _bundle_refusal(entry, routes)
         state = "refused" if refusal else "serving"
@@ -96,6 +96,8 @@ def record(entry: Entry, routes: Mapping[int, Route], waiting: int) -> dict[str,
             refusal = refusal or route.error
         serves = isinstance(route, Serving) and route.generation.vfm == entry.name
         state = "serving" if serves else ("refused" if refusal else "loading")
+        if serves and entry.generation is not None and entry.generation.quarantine is not None:
+            state, refusal = "quarantined", entry.generation.quarantine
     told |= {"state": state, "reason": str(refusal) if refusal else None, "bundle": len(ports) > 1}
     if (generation := entry.generation) is not None and entry.config is not None:
         told |= {

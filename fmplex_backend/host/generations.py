@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fmplex_backend.errors import Quarantined
 from fmplex_backend.repository.artifact import Artifact
 from fmplex_backend.repository.layout import socket_dims
 
@@ -33,6 +34,8 @@ class Generation:
     retired: bool = False
     """Takes no new rows; it is dropped when ``rows`` is 0."""
     dropped: bool = False
+    quarantine: Quarantined | None = None
+    """Why none of its rows is run, where one of them has killed engines; guarded likewise."""
 
     @property
     def sockets(self) -> frozenset[str]:

@@ -18,7 +18,7 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 from fmplex_backend.encoders.text import TextEncoder
-from fmplex_backend.errors import EngineFailure, FMplexError, InvalidInput, Refused, Unavailable
+from fmplex_backend.errors import EngineFailure, FMplexError, InvalidInput, Quarantined, Refused, Unavailable
 from fmplex_backend.host.dispatcher import Dispatcher
 from fmplex_backend.host.generations import Generation
 from fmplex_backend.host.requests import Ask, Member, Pending, Reply, RowTask
@@ -140,6 +140,8 @@ class GoldenChecks:
                 check.reply = None
                 return None
             return Verdict(generation, True, Refused(f"its golden rows fail: {reply}"))
+        if isinstance(reply, Quarantined):
+            return Verdict(generation, True, Refused("its golden rows kill engines, one after the other"))
         if isinstance(reply, FMplexError):
             return Verdict(generation, True, reply)
         try:

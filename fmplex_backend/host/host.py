@@ -60,7 +60,16 @@ class FMHost:
         scheduler = make_queue(self.settings.policy, self.settings.max_batch_rows, UNKNOWN)
         slots, ahead = self.settings.adapter_slots, self.settings.ahead
         scheduler.change_slots(slots)
-        self._dispatcher = Dispatcher(scheduler, engines, self._finished, log, slots=slots, ahead=ahead)
+        self._dispatcher = Dispatcher(
+            scheduler,
+            engines,
+            self._finished,
+            log,
+            slots=slots,
+            ahead=ahead,
+            max_batch_rows=self.settings.max_batch_rows,
+            hang_seconds=self.settings.hang_seconds,
+        )
         self._threads: list[threading.Thread] = []
         self._stop = threading.Event()
         self._started = time.time()

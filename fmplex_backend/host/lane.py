@@ -38,9 +38,18 @@ from fmplex_backend.scheduling.interface import Batch
 
 START_TIMEOUT = 300.0
 ANSWER_TIMEOUT = 120.0
-LISTEN_SECONDS = 1.0
+"""Of commands."""
+HANG_SECONDS, HANG_FACTOR = 4.0, 20.0
+"""A batch hangs that takes longer than so many seconds, and so many times what was predicted…"""
+COLD_SECONDS = 60.0
+"""…or, the first one of an engine on a GPU, which loads libraries meanwhile, than these."""
+LISTEN_SECONDS = 0.25
 """Between two looks whether an answer is overdue."""
 LONGEST_PAUSE = 30.0
+SHORT_LIFE = 1.0
+"""Seconds; an engine that dies sooner may do so for ever…"""
+FREE_LIVES = 12
+"""…so after so many in a row, which finding a guilty row takes, there are pauses before the next one."""
 LEAD = 2e-3
 """Seconds before a batch should end at which the next one is decided, where that is allowed."""
 
@@ -98,6 +107,9 @@ class Desk(Protocol):
     def batch_lost(self, batch: Batch, error: EngineDied, blamed: bool) -> None:
         """The engine died before it answered ``batch``; ``blamed``: while it ran it."""
 
+    def engine_died(self) -> None:
+        """An engine has ended, for whatever reason, but for the host's own stop."""
+
     def wake(self) -> None:
         """Something that `next_work` waits for has changed."""
 
@@ -108,8 +120,16 @@ class Desk(Protocol):
 class Lane:
     """See the module. ``commands`` and ``flights`` are guarded by the dispatcher's lock, but for single steps."""
 
-    def __init__(self, engine: EngineProcess, desk: Desk, log: Callable[[str], None], *, ahead: bool = False) -> None:
-        """``ahead``: whether a batch may be sent while another one runs."""
+    def __init__(
+        self,
+        engine: EngineProcess,
+        desk: Desk,
+        log: Callable[[str], None],
+        *,
+        ahead: bool = False,
+        hang_seconds: float = HANG_SECONDS,
+    ) -> None:
+        """``ahead``: whether a batch may be sent while another one runs; ``hang_seconds``: see `HANG_SECONDS`."""
         self.engine = engine
         self.ahead = ahead
         self.commands: deque[Command] = deque()
@@ -117,6 +137,8 @@ class Lane:
         """Batches that the engine has, the running one first."""
         self.died: EngineDied | None = None
         """Why the engine is no more, until it is started anew."""
+        self.tried = False
+        """Whether the batch before was a trial of suspects."""
         self.resident: set[int] = set()
         """Generations whose adapters are in its slots."""
         self.ready: Future[BackboneFacts] = Future()
@@ -125,6 +147,11 @@ class Lane:
         """What the engine computes on, once it is ready."""
         self._desk = desk
         self._log = log
+        self._hang_seconds = hang_seconds
+        self._cold = True
+        """No batch was answered by this engine yet."""
+        self._born = 0.0
+        self._short_lives = 0
         self._asked: dict[tuple[type, int], Command] = {}
         """Commands that were sent."""
         self._live: dict[int, LoadGeneration] = {}
@@ -154,7 +181,7 @@ class Lane:
             self.ready.set_exception(error)
             return
         self.device = ready.device
-        self._hear()
+        self._begin()
         self.ready.set_result(ready.facts)
         while (work := self._desk.next_work(self)) is not None:
             if isinstance(work, EngineDied):
@@ -203,7 +230,8 @@ class Lane:
 
     # ---- hearing ----
 
-    def _hear(self) -> None:
+    def _begin(self) -> None:
+        self._born, self._cold = time.monotonic(), True
         self._hearing = threading.Thread(target=self._listen, name=f"answers of {self.engine.device}")
         self._hearing.start()
 
@@ -213,16 +241,27 @@ class Lane:
                 answer = self.engine.receive(LISTEN_SECONDS)
                 if answer is not None:
                     self._take(answer)
-                elif (oldest := self._oldest()) and time.monotonic() - oldest > ANSWER_TIMEOUT:
-                    raise EngineDied(f"engine on {self.engine.device}: did not answer for {ANSWER_TIMEOUT:.0f} s")
+                elif (overdue := self._overdue()) is not None:
+                    raise EngineDied(f"engine on {self.engine.device}: {overdue}")
         except EngineDied as error:
             self.died = error
             self._desk.wake()
 
-    def _oldest(self) -> float | None:
-        """Since when the engine owes what it has owed longest."""
-        sent = [flight.started for flight in list(self.flights)[:1]] + [c.sent for c in list(self._asked.values())]
-        return min(sent, default=None)
+    def _overdue(self) -> str | None:
+        """What the engine has owed for too long."""
+        now = time.monotonic()
+        for command in list(self._asked.values()):
+            if now - command.sent > ANSWER_TIMEOUT:
+                return f"did not answer {type(command.message).__name__} for {ANSWER_TIMEOUT:.0f} s"
+        for flight in list(self.flights)[:1]:
+            if (took := now - flight.started) > self._patience(flight):
+                predicted = 1e3 * flight.batch.predicted
+                return f"hangs: no answer for {took:.1f} s to a batch that should take {predicted:.0f} ms"
+        return None
+
+    def _patience(self, flight: Flight) -> float:
+        least = COLD_SECONDS if self._cold and self.engine.device != "cpu" else self._hang_seconds
+        return max(least, HANG_FACTOR * flight.batch.predicted)
 
     def _take(self, answer: Any) -> None:
         if isinstance(answer, BatchDone):
@@ -254,6 +293,7 @@ class Lane:
         self.resident.difference_update(answer.evicted)
         self.resident.update(answer.installed)
         now = time.monotonic()
+        self._cold = False
         self.flights.popleft()
         if self.flights:
             self.flights[0].started = now
@@ -263,7 +303,9 @@ class Lane:
 
     def _revive(self, error: EngineDied) -> bool:
         """Give back what the engine had, and start another; False where the host stops first."""
-        self._log(f"{error}; starting a new one")
+        pause = self._pause_before_next()
+        self._log(f"{error}; starting a new one{f' in {pause:.1f} s' if pause else ''}")
+        self._desk.engine_died()
         self._end(0.0)
         flights, asked = list(self.flights), list(self._asked.values())
         self.flights.clear()
@@ -272,7 +314,13 @@ class Lane:
             self._desk.batch_lost(flight.batch, error, blamed=place == 0)
         for command in reversed(asked):
             self._command_lost(command, error)
-        return self._restart()
+        return self._restart(pause)
+
+    def _pause_before_next(self) -> float:
+        """Nothing, but where one engine after the other dies at once."""
+        self._short_lives = self._short_lives + 1 if time.monotonic() - self._born < SHORT_LIFE else 0
+        beyond = self._short_lives - FREE_LIVES
+        return 0.0 if beyond < 0 else min(LONGEST_PAUSE, 0.5 * 2.0 ** min(beyond, 10))
 
     def _command_lost(self, command: Command, error: EngineDied) -> None:
         """Try once more on the next engine; what kills that one too is refused, so that it kills no third."""
@@ -289,9 +337,8 @@ class Lane:
         else:
             command.done.set_exception(error)
 
-    def _restart(self) -> bool:
+    def _restart(self, pause: float) -> bool:
         """Start anew with every live generation; tries until it works or the host stops, waiting longer each time."""
-        pause = 0.0
         while not self._desk.wait_stopping(pause):
             try:
                 self.engine.start(START_TIMEOUT)
@@ -302,7 +349,7 @@ class Lane:
                 self.engine.kill()
             else:
                 self.died = None
-                self._hear()
+                self._begin()
                 return True
         return False
 

@@ -66,6 +66,12 @@ class Meter:
             state.weight, state.objective = weight, objective
             state.touched = True
 
+    def set_quarantined(self, vfm: str, quarantined: bool) -> None:
+        """Whether rows of ``vfm`` are run."""
+        with self._lock:
+            if (state := self._vfms.get(vfm)) is not None:
+                state.quarantined, state.touched = quarantined, True
+
     def remove(self, vfm: str) -> None:
         """Forget ``vfm``, with all that was counted of it."""
         with self._lock:
@@ -141,6 +147,11 @@ class Meter:
             fm.deciding += seconds
             fm.slowest = max(fm.slowest, seconds)
             self._count_running(batch, 1)
+
+    def engine_died(self) -> None:
+        """An engine ended that should not have."""
+        with self._lock:
+            self._fm.deaths += 1
 
     def lost(self, batch: Batch) -> None:
         """``batch`` did not run to its end."""

@@ -119,6 +119,8 @@ class Registry:
         if config is None or not entry.is_vfm:
             self._remove(entry)
         elif entry.generation is not None:
+            if self._dispatcher.lift_quarantine(entry.generation):
+                self._log(f"vFM {entry.name!r}: its config was written, its quarantine is over")
             self._dispatcher.set_policy(entry.name, queue_policy(config), new=False)
             if entry.config is not None and entry.config.policy != config.policy:
                 self._log(f"vFM {entry.name!r}: policy is now {config.policy.model_dump()}")
@@ -228,6 +230,7 @@ class Registry:
                 if entry.generation.pinned:
                     self._dispatcher.pin(entry.generation, False)
             entry.generation, entry.refusal, entry.golden = generation, None, verdict.checked
+            self._dispatcher.lift_quarantine(generation)
             self._pin(entry)
             self._log(
                 f"vFM {entry.name!r}: version {generation.version} is served on port {entry.config.ports[0]} "

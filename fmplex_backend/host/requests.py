@@ -65,7 +65,7 @@ class RowTask:
     position: int
     encoded: EncodedRow
     deaths: int = 0
-    """Engines that died while they ran it."""
+    """Engines that died while they ran it; see `fmplex_backend.host.suspects`."""
 
     def row(self, vfm: str, deadline: float | None) -> Row:
         """As the queue of ``vfm`` takes it: same adapter and same tokens are twins."""

@@ -145,6 +145,10 @@ class PolicyQueue(Queue, Generic[StateT]):
         """See `Queue`; only `fair` keeps to it, from others a batch may have to be run in parts."""
         self.slots = slots
 
+    def change_max_batch_rows(self, rows: int) -> None:
+        """See `Queue`."""
+        self.max_batch_rows = rows
+
     def _known(self, vfm: str) -> StateT:
         state = self._vfms[vfm]
         if not state.known:
@@ -230,6 +234,10 @@ class PolicyQueue(Queue, Generic[StateT]):
             return False
         self._end_waiting(row, "cancelled")
         return True
+
+    def rows_of(self, vfm: str) -> list[Row]:
+        """See `Queue`."""
+        return [row for row in self._rows() if row.vfm == vfm and row.state == "waiting"]
 
     def _end_waiting(self, row: Row, state: str) -> None:
         row.state = state  # type: ignore[assignment]

@@ -153,6 +153,10 @@ class Queue(ABC):
         """Take no more than so many adapters into a batch from the next decision on."""
 
     @abstractmethod
+    def change_max_batch_rows(self, rows: int) -> None:
+        """Take no more than so many rows into a batch from the next decision on."""
+
+    @abstractmethod
     def check(self, vfm: str, rows: int, now: float) -> None:
         """Raise what `submit` would raise for so many rows; changes nothing. For who would refuse before working."""
 
@@ -163,6 +167,10 @@ class Queue(ABC):
     @abstractmethod
     def cancel(self, row: Row) -> bool:
         """Give up a waiting row; False where it runs already or has ended."""
+
+    @abstractmethod
+    def rows_of(self, vfm: str) -> list[Row]:
+        """Its rows that wait; takes time in proportion to all rows that do."""
 
     @abstractmethod
     def next_batch(self, now: float, resident: Container[Hashable] | None = None) -> Decision:

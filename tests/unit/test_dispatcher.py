@@ -17,7 +17,8 @@ from support.fake_engine import FakeEngine, answer_all, dies_on
 from support.live import wait_for
 
 from fmplex_backend.calibration.fit import Fit
-from fmplex_backend.errors import DeadlineExceeded, EngineFailure, FMplexError, Unavailable
+from fmplex_backend.errors import DeadlineExceeded, EngineFailure, FMplexError, Quarantined, Unavailable
+from fmplex_backend.host import lane
 from fmplex_backend.host.dispatcher import Dispatcher
 from fmplex_backend.host.generations import Generation
 from fmplex_backend.host.lane import MAX_DEATHS
@@ -48,6 +49,8 @@ class Host:
             self.log.append,
             slots=8,
             ahead=ahead,
+            max_batch_rows=max_batch_rows,
+            hang_seconds=0.5,
         )
 
     def generation(self, number: int, vfm: str = "a", version: int = 1) -> Generation:
@@ -131,15 +134,110 @@ def test_an_engine_that_dies_under_a_batch(host: Host, engine: FakeEngine) -> No
     assert any("starting a new one" in line for line in host.log)
 
 
-def test_a_row_that_kills_engines_is_given_up(host: Host, engine: FakeEngine) -> None:
-    a = host.vfm("a", 1)
-    engine.deaths += [dies_on(RunBatch)] * MAX_DEATHS
-    reply = host.reply(host.request((a, 2)))
-    assert isinstance(reply, EngineFailure)
-    assert f"vFM 'a': {MAX_DEATHS} engines died" in str(reply)
+def poison(generation: int) -> Callable[[object], bool]:
+    """For `FakeEngine.deaths`: the engine dies under a batch with a row of it."""
+    return lambda message: isinstance(message, RunBatch) and generation in message.generations
+
+
+def test_a_vfm_whose_row_kills_engines_is_quarantined_alone(host: Host, engine: FakeEngine) -> None:
+    a, b = host.vfm("a", 1), host.vfm("b", 2)
+    engine.deaths += [poison(1)] * 50
+    mixed, others = host.request((a, 1), (b, 1)), [host.request((b, 3)) for _ in range(3)]
+    error = host.reply(mixed)
+    assert isinstance(error, Quarantined)
+    assert "vFM 'a': version 1 is quarantined: " in str(error)
+    assert "fmplex task release a" in str(error)
+    assert [values(host.reply(request)) for request in others] == [{"port2.vector": [2, 2, 2]}] * 3
+    died = engine.starts
+    with pytest.raises(Quarantined, match="vFM 'a'"):
+        host.request((a, 1))
+    assert values(host.reply(host.request((b, 2)))) == {"port2.vector": [2, 2]}
+    assert engine.starts == died <= 1 + 5
+    assert (a.rows, b.rows) == (0, 0)
+    assert counted(host, "fmplex_quarantined") == {"a": 1}
+    assert counted(host, "fmplex_engine_deaths_total") == {None: died - 1}
+
+    engine.deaths.clear()
+    assert host.dispatcher.lift_quarantine(a)
+    assert not host.dispatcher.lift_quarantine(b)
     assert values(host.reply(host.request((a, 1)))) == {"port1.vector": [1]}
+    assert counted(host, "fmplex_quarantined") == {}
+
+
+def test_what_waits_of_a_quarantined_vfm_is_answered_and_its_new_version_is_served(
+    host: Host, engine: FakeEngine
+) -> None:
+    a = host.vfm("a", 1)
+    engine.deaths += [poison(1)] * 50
+    engine.gate.clear()
+    requests = [host.request((a, 2)) for _ in range(10)]
+    engine.gate.set()
+    errors = [host.reply(request) for request in requests]
+    assert all(isinstance(error, Quarantined) for error in errors), errors
+    assert (a.rows, host.dispatcher.waiting("a")) == (0, 0)
+    mended = host.generation(2, "a", version=2)
+    assert values(host.reply(host.request((mended, 1)))) == {"port2.vector": [2]}
+
+
+def test_engines_that_die_of_themselves_cost_no_row(host: Host, engine: FakeEngine) -> None:
+    """Two deaths make suspects of rows that did nothing; they are tried and answered."""
+    a, b = host.vfm("a", 1), host.vfm("b", 2)
+    engine.deaths += [dies_on(RunBatch)] * 2
+    assert values(host.reply(host.request((a, 3), (b, 1)))) == {"port1.vector": [1, 1, 1], "port2.vector": [2]}
+    assert engine.starts == 3
+    assert counted(host, "fmplex_rows_total", "served") == {"a": 3, "b": 1}
+    assert (a.rows, b.rows) == (0, 0)
+
+
+def test_a_suspect_whose_time_is_over_is_not_run(host: Host, engine: FakeEngine) -> None:
+    a = host.vfm("a", 1)
+    engine.deaths.append(lambda message: isinstance(message, RunBatch) and not time.sleep(0.2))
+    engine.deaths.append(lambda message: isinstance(message, RunBatch) and not time.sleep(0.5))
+    reply = host.reply(host.request((a, 1), deadline=time.monotonic() + 0.6))
+    assert isinstance(reply, DeadlineExceeded)
+    assert engine.starts == 3
     assert a.rows == 0
-    assert host.dispatcher.waiting("a") == 0
+
+
+def test_an_engine_that_hangs_is_ended(host: Host, engine: FakeEngine) -> None:
+    engine.device = "cpu"  # elsewhere the first batch may take long
+    a = host.vfm("a", 1)
+    hung: list[RunBatch] = []
+
+    def answer(message: RunBatch) -> Any:
+        if hung:
+            return answer_all(message)
+        hung.append(message)
+        return None  # as if nothing came, for as long as somebody listens
+
+    engine.answer = answer
+    assert values(host.reply(host.request((a, 1)))) == {"port1.vector": [1]}
+    assert engine.starts == 2
+    assert any("hangs: no answer for " in line for line in host.log)
+
+
+def test_a_batch_that_does_not_fit_makes_the_next_ones_smaller(host: Host, engine: FakeEngine) -> None:
+    a = host.vfm("a", 1)
+    engine.answer = lambda message: replace(answer_all(message), fitting=2 if len(message.rows) > 2 else None)
+    assert values(host.reply(host.request((a, 12)))) == {"port1.vector": [1] * 12}
+    assert [len(batch.rows) for batch in engine.batches] == [4, 2, 2, 2, 2]
+    assert [line for line in host.log if "did not fit" in line] == [
+        "a batch of 4 rows did not fit into memory; of 2 from here on"
+    ]
+
+
+def test_engines_that_die_at_once_over_and_over_are_started_with_pauses(
+    host: Host, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane, "FREE_LIVES", 3)
+    host.vfm("a", 1)
+    engine.deaths += [dies_on(DropGeneration)] * 4
+    for number in range(2, 6):
+        host.dispatcher.retire(host.generation(number))
+        wait_for(lambda most=number: engine.starts == most, 10, "a new engine")
+    assert [line.rpartition("; ")[2] for line in host.log if "starting" in line] == [
+        *["starting a new one"] * 2, "starting a new one in 0.5 s", "starting a new one in 1.0 s"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("message", [LoadGeneration, DropGeneration])
@@ -187,13 +285,13 @@ def test_a_batch_is_sent_while_another_one_runs(ahead: Host, engine: FakeEngine)
 def test_an_engine_that_dies_with_two_batches(ahead: Host, engine: FakeEngine) -> None:
     """Only the one that ran is to blame: the other's rows see any number of engines die."""
     a, b = ahead.vfm("a", 1), ahead.vfm("b", 2)
-    engine.deaths += [lambda m: isinstance(m, RunBatch) and 1 in m.generations] * MAX_DEATHS
+    engine.deaths += [poison(1)] * 50
     engine.gate.clear()
-    poison, innocent = ahead.request((a, 4)), ahead.request((b, 4))
+    guilty, innocent = ahead.request((a, 4)), ahead.request((b, 4))
     (lane,) = ahead.dispatcher._lanes
     wait_for(lambda: len(lane.flights) == 2, 5, "one runs, one is prepared")
     engine.gate.set()
-    assert isinstance(ahead.reply(poison), EngineFailure)
+    assert isinstance(ahead.reply(guilty), Quarantined)
     assert values(ahead.reply(innocent)) == {"port2.vector": [2] * 4}
     assert {row.payload.deaths for row in innocent.rows} == {0}
 
@@ -448,16 +546,16 @@ def test_what_the_meter_is_told(host: Host, engine: FakeEngine) -> None:
     assert counted(host, "fmplex_running_rows") == {"a": 2}
     engine.gate.set()
     host.reply(running)
-    engine.deaths += [dies_on(RunBatch)] * MAX_DEATHS
+    engine.deaths += [dies_on(RunBatch)] * (deaths := 4)  # the two rows together twice and apart, then one of them
     host.reply(host.request((b, 2)))
-    wait_for(lambda: engine.starts == 1 + MAX_DEATHS, 5, "a new engine")
+    wait_for(lambda: engine.starts == 1 + deaths, 5, "a new engine")
     assert counted(host, "fmplex_weight") == {"a": 2, "b": 1}
     assert counted(host, "fmplex_rows_total", "served") == {"a": 2}
     assert counted(host, "fmplex_rows_total", "expired") == {"a": 1, "b": 2}
     assert counted(host, "fmplex_rows_total", "failed") == {"b": 2}
     assert counted(host, "fmplex_rows_total", "cancelled") == {}, "rows that were never all queued count nothing"
     assert counted(host, "fmplex_running_rows") == counted(host, "fmplex_queue_rows") == {}
-    assert counted(host, "fmplex_lost_batches_total") == {None: MAX_DEATHS}
+    assert counted(host, "fmplex_lost_batches_total") == {None: deaths}
     host.dispatcher.remove_vfm("b")
     assert counted(host, "fmplex_weight") == {"a": 2}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +72,8 @@ def by_row(done: BatchDone) -> dict[int, np.ndarray]:
     """Place in the batch → logits, values or embedding."""
     answers = {}
     for group in done.groups:
+        if not group.columns:
+            continue
         column = group.columns["vector" if "vector" in group.columns else "matrix"]
         answers |= {place: column[i] for i, place in enumerate(group.rows)}
     return answers
@@ -205,6 +208,53 @@ def test_twins_run_the_backbone_once(bench: Bench) -> None:
     assert len(prepared.inputs["input_ids"]) == 3, "bare, and one for each adapter"
     for place, answer in by_row(bench.worker.run_prepared(prepared)).items():
         np.testing.assert_allclose(answer, bench.reference(names[place], 1), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "python"],
+)
+def test_a_batch_that_does_not_fit_into_memory_is_run_in_parts(
+    bench: Bench, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, ran, most = bench.worker._forward, [], 3
+
+    def small(inputs: Any, generations: Any) -> Any:
+        if len(generations) > most:
+            raise error
+        ran.append(len(generations))
+        return forward(inputs, generations)
+
+    monkeypatch.setattr(bench.worker, "_forward", small)
+    names = [name for name in RECIPES if not RECIPES[name].encoder.get("pair")][:8]
+    numbers = [list(RECIPES).index(name) + 1 for name in names]
+    rows = [bench.rows(name, [place % len(TEXTS)])[0].tokens for place, name in enumerate(names)]
+    done = bench.worker.run(RunBatch(1, [*numbers, 999], [*rows, rows[0]]))
+    assert done.fitting == max(ran) <= most
+    assert {p: e for g in done.groups for p, e in g.errors.items()} == {8: "generation 999 is not in this engine"}
+    for place, answer in by_row(done).items():
+        wanted = bench.reference(names[place], place % len(TEXTS))
+        np.testing.assert_allclose(answer, wanted, atol=1e-5, rtol=1e-5, err_msg=names[place])
+
+    most = 0
+    done = bench.worker.run(RunBatch(2, numbers[:2], rows[:2]))
+    errors = {p: e for g in done.groups for p, e in g.errors.items()}
+    assert set(errors) == {0, 1}
+    assert all("does not fit into the device's memory" in told for told in errors.values())
+
+
+def test_a_fault_that_an_engine_cannot_go_on_after_ends_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Any:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(bench.worker, "_forward", broken)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        bench.worker.run(RunBatch(1, [1], [bench.rows("bare_two", [0])[0].tokens]))
 
 
 def test_imported_head_must_be_the_classs_own(bench: Bench, tmp_path: Path) -> None:

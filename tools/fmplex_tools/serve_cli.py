@@ -92,7 +92,7 @@ def _on_line(line: str, log: IO[str], ready: threading.Event) -> None:
     log.write(line + "\n")
     if _MARK in line and ready.is_set():
         message = line.partition(_MARK)[2].rstrip('"')
-        style = "red" if message.startswith(("refused", "defect", "cannot", "engine")) else "dim"
+        style = "red" if message.startswith(("refused", "quarantined", "defect", "cannot", "engine")) else "dim"
         out.print(f"[{style}]{time.strftime('%H:%M:%S')} {escape(message)}[/]", soft_wrap=True)
 
 

@@ -41,7 +41,7 @@ def vfm_table(status: dict[str, Any], served: str = "serving") -> Table:
         table.add_column(column, no_wrap=column != "kind", overflow="fold", min_width=5)
     for column in ("port", "v.", "weight", "bytes"):
         table.add_column(column, justify="right", no_wrap=column != "port", overflow="fold")
-    states = {"serving": f"[green]{served}[/]", "refused": "[red]refused[/]"}
+    states = {"serving": f"[green]{served}[/]", "refused": "[red]refused[/]", "quarantined": "[red]quarantined[/]"}
     for vfm in status["vfms"]:
         row = [escape(vfm["name"]), states.get(vfm["state"], vfm["state"])]
         ports = ", ".join(map(str, vfm["ports"]))

@@ -21,6 +21,7 @@ from fmplex_tools.tasks import (
     create_bundle,
     list_tasks,
     read_examples,
+    release_task,
     remove_task,
     set_task,
     show_task,
@@ -339,6 +340,18 @@ def set_(
             raise InvalidInput(f"{assignment!r} is not KEY=VALUE, e.g. weight=4")
         values[key.strip()] = value.strip()
     out.print(info_table(set_task(repository, name, values, version)))
+
+
+@app.command("release")
+def release(name: Name, repository: Repository = DEFAULT_REPOSITORY) -> None:
+    """Have a running server try a vFM again that is in quarantine, since one of its rows killed engines.
+
+    Examples:
+
+      fmplex task release mail_folder
+    """
+    release_task(repository, name)
+    out.print(f"released {name}: a running server takes its rows again within 2 s")
 
 
 @app.command("remove")

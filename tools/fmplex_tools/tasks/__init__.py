@@ -17,7 +17,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fmplex_tools.tasks.data import Columns, Examples, read_examples
-from fmplex_tools.tasks.manage import TaskInfo, create_bundle, list_tasks, remove_task, set_task, show_task
+from fmplex_tools.tasks.manage import (
+    TaskInfo,
+    create_bundle,
+    list_tasks,
+    release_task,
+    remove_task,
+    set_task,
+    show_task,
+)
 from fmplex_tools.tasks.options import LoraOptions, TaskOptions
 
 if TYPE_CHECKING:
@@ -36,6 +44,7 @@ __all__ = [
     "import_task",
     "list_tasks",
     "read_examples",
+    "release_task",
     "remove_task",
     "set_task",
     "show_task",

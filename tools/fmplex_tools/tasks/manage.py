@@ -161,6 +161,15 @@ def set_task(repository: Path, name: str, values: dict[str, str], version: str |
     return show_task(repository, name)
 
 
+def release_task(repository: Path, name: str) -> TaskInfo:
+    """Write a vFM's ``config.pbtxt`` as it is: a running server takes it out of quarantine within 2 s."""
+    info = show_task(repository, name)
+    if info.bundle:
+        raise InvalidInput(f"bundle {name!r} is never in quarantine, but its vFMs may be; release those")
+    publish.replace_config(repository, name, read_config(repository / name / CONFIG_FILE))
+    return info
+
+
 def _pin(config: ModelConfig, info: TaskInfo, version: str) -> None:
     if info.bundle:
         raise InvalidInput(f"bundle {info.name!r} has no versions of its own; set those of its vFMs")

@@ -30,6 +30,8 @@ class VfmFigures:
     expired_per_s: float
     failed_per_s: float
     device_ms_per_s: float
+    quarantined: bool
+    """No row of it is run, since one has killed engines."""
     slo_ms: float | None
     slo_met: float | None
     """Part of the requests of the interval; of all so far where there were none."""
@@ -54,8 +56,10 @@ class FmFigures:
     """Part of the tokens that ran."""
     decision_us: float | None
     cost_error: float
-    lost_batches: int
+    engine_deaths: int
     """Since the start."""
+    lost_batches: int
+    """Likewise."""
     vfms: tuple[VfmFigures, ...]
 
 
@@ -83,6 +87,7 @@ def fm_figures(fm: str, before: FmScrape | None, now: FmScrape) -> FmFigures:
         padding=padding / (useful + padding) if useful + padding else None,
         decision_us=_scaled(own.mean("fmplex_decision_seconds"), 1e6),
         cost_error=now.own.get("fmplex_cost_error_ratio"),
+        engine_deaths=int(now.own.get("fmplex_engine_deaths_total")),
         lost_batches=int(now.own.get("fmplex_lost_batches_total")),
         vfms=vfms,
     )
@@ -107,6 +112,7 @@ def _vfm_figures(name: str, change: _Change) -> VfmFigures:
         expired_per_s=change.rate("fmplex_requests_total", "expired"),
         failed_per_s=change.rate("fmplex_requests_total", "failed"),
         device_ms_per_s=change.rate("fmplex_device_seconds_total") * 1e3,
+        quarantined=bool(now.get("fmplex_quarantined")),
         slo_ms=slo * 1e3 or None,
         slo_met=_slo_met(change) if slo else None,
     )

@@ -60,6 +60,10 @@ def _bar(v: VfmFigures) -> Text:
     return bar
 
 
+def _name(v: VfmFigures) -> Text:
+    return Text(f"{v.vfm} quarantined", style="bold red") if v.quarantined else Text(v.vfm)
+
+
 def _slo(v: VfmFigures) -> Text:
     if v.slo_met is None:
         return Text("–", style="dim")
@@ -71,7 +75,7 @@ def _known(value: float | None) -> float:
 
 
 COLUMNS: tuple[Column, ...] = (
-    Column("name", "vFM", lambda v: escape(v.vfm), lambda v: v.vfm, 0),
+    Column("name", "vFM", _name, lambda v: v.vfm, 0),
     Column("weight", "weight", lambda v: f"{v.weight:g}", lambda v: v.weight, 6),
     Column("share", "share", lambda v: f"{v.share:.0%}", lambda v: v.share, 5),
     Column("entitled", "entitled", lambda v: f"{v.entitled:.0%}", lambda v: v.entitled, 8, 1),
@@ -121,8 +125,8 @@ def header(fm: FmFigures) -> Text:
         f"decision {_of(fm.decision_us, '.0f')} µs",
         f"cost error {fm.cost_error:.0%}",
     ]
-    if fm.lost_batches:
-        batches.append(f"[red]{fm.lost_batches} batches lost[/]")
+    if fm.engine_deaths:
+        batches.append(f"[red]{fm.engine_deaths} engines died, {fm.lost_batches} batches were run again[/]")
     title = f"[bold]{escape(fm.fm)}[/]   "
     return Text.from_markup(title + " · ".join(parts) + "\n  " + " · ".join(batches), overflow="ellipsis")
 
@@ -133,7 +137,7 @@ def _of(value: float | None, form: str) -> str:
 
 def table(fm: FmFigures, sort: str, width: int, most: int | None = None) -> Table:
     """A row for each vFM, at most ``most``; columns that do not fit into ``width`` are left out."""
-    longest = max((len(vfm.vfm) for vfm in fm.vfms), default=3)
+    longest = max((len(_name(vfm)) for vfm in fm.vfms), default=3)
     shown = _fitting(width - min(longest, LONGEST_NAME))
     name_width = max(3, min(longest, width - sum(column.width + 1 for column in shown)))
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, show_edge=False)
