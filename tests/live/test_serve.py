@@ -144,7 +144,7 @@ def test_no_process_outlives_a_killed_serve(small_repository: Path, stalled_seco
 
 
 def test_explicit_mode_and_serve_says_why_when_tritonserver_dies(small_repository: Path) -> None:
-    with serving(small_repository, "--mode", "explicit") as served:
+    with serving(small_repository, "--mode", "explicit", "--no-restart") as served:
         served.wait_ready()
         host = fetch_status(served.http, "tiny")["host_pid"]
         with http.InferenceServerClient(served.http) as client:
@@ -166,3 +166,23 @@ def test_a_backbone_that_is_not_there_is_named(small_repository: Path) -> None:
         ended = run(command, "-r", str(small_repository))
         assert ended.returncode == 1
         assert "backbone '/nowhere/backbone': no such folder" in ended.stderr
+
+
+@pytest.mark.parametrize("victim", ["tritonserver", "triton_python_backend_stub"])
+def test_what_ends_by_itself_is_started_again(small_repository: Path, victim: str) -> None:
+    """Triton says that it is ready over a host that was killed; the supervisor asks the host."""
+    with serving(small_repository) as served:
+        served.wait_ready()
+        regions = set(Path("/dev/shm").glob("triton_*"))
+        tree = psutil.Process(served.process.pid).children(recursive=True)
+        (process,) = (p for p in tree if p.name() == victim)
+        process.kill()
+        wait_for(lambda: "is ready again after" in served.printed, 120, "another server")
+        assert run("infer", "good", "hello", "--url", served.http).returncode == 0
+        assert not psutil.wait_procs(tree, timeout=10)[1]
+        assert len(set(Path("/dev/shm").glob("triton_*"))) <= len(regions)
+        served.process.send_signal(signal.SIGINT)
+        assert served.finish() == 0
+        said = "does not serve: physical FM 'tiny'" if victim != "tritonserver" else "ended by itself with code -9"
+        assert f"tritonserver {said}" in served.printed
+        assert "starting another one" in served.printed

@@ -18,6 +18,7 @@ from fmplex_backend.repository.layout import physical_fms
 from fmplex_tools.console import DEFAULT_REPOSITORY, err, fail, out
 from fmplex_tools.fetching import fetch_backbones
 from fmplex_tools.server.process import ServerOptions, TritonServer
+from fmplex_tools.server.supervisor import Supervisor
 from fmplex_tools.serving import fetch_status, refusals, unreadable, vfm_table
 
 _MARK = '"fmplex: '
@@ -37,11 +38,15 @@ def serve(
     log_file: Annotated[Path | None, typer.Option(help="Where tritonserver's own output goes.")] = None,
     demo: Annotated[bool, typer.Option("--demo/--no-demo", help="Build the demo vFMs where they are missing.")] = False,
     startup_timeout: Annotated[float, typer.Option(help="Seconds until everything must be ready.")] = 300,
+    restart: Annotated[
+        bool, typer.Option(help="Start another server where this one ends by itself or answers nothing any more.")
+    ] = True,
 ) -> None:
     """Serve a model repository until Ctrl-C.
 
     Waits until every physical FM is ready, shows what is served and what was refused and why, and then follows the
-    repository: add, edit or remove a vFM's folder and the change is live within 2 s.
+    repository: add, edit or remove a vFM's folder and the change is live within 2 s. Looks at the server every second
+    by a real inference through every physical FM, and starts another one where it has ended or hangs.
 
     Examples:
 
@@ -63,28 +68,36 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with log_file.open("w", buffering=1) as log:
-        server = TritonServer(options, on_line=lambda line: _on_line(line, log, ready))
+        supervisor = Supervisor(
+            lambda: TritonServer(options, on_line=lambda line: _on_line(line, log, ready)), _say, startup_timeout
+        )
         try:
-            _run(server, log_file, stop, ready, startup_timeout)
+            _run(supervisor, log_file, stop, ready, restart)
         finally:
             with out.status("stopping: answering what is in flight"):
-                server.stop()
+                supervisor.stop()
             out.print("stopped; no process is left")
 
 
-def _run(server: TritonServer, log_file: Path, stop: threading.Event, ready: threading.Event, timeout: float) -> None:
+def _run(supervisor: Supervisor, log_file: Path, stop: threading.Event, ready: threading.Event, restart: bool) -> None:
     start = time.monotonic()
-    out.print(f"tritonserver: {server.install.origin}; its log is {escape(str(log_file))}", soft_wrap=True)
+    first = supervisor.server
+    out.print(f"tritonserver: {first.install.origin}; its log is {escape(str(log_file))}", soft_wrap=True)
     with out.status("starting: one engine a physical FM takes some seconds to load torch and the backbone"):
-        server.start()
-        server.wait_ready(timeout, stop)
+        supervisor.start(stop)
     if stop.is_set():
         return
-    _show(server.options, time.monotonic() - start)
+    _show(first.options, time.monotonic() - start)
     ready.set()
+    if restart:
+        supervisor.watch(stop)
     while not stop.wait(0.5):
-        if server.exit_code is not None:
-            raise EngineFailure(f"tritonserver ended by itself with code {server.exit_code}; see {log_file}")
+        if first.exit_code is not None:
+            raise EngineFailure(f"tritonserver ended by itself with code {first.exit_code}; see {log_file}")
+
+
+def _say(message: str, style: str = "red") -> None:
+    out.print(f"[{style}]{time.strftime('%H:%M:%S')} {escape(message)}[/]", soft_wrap=True)
 
 
 def _on_line(line: str, log: IO[str], ready: threading.Event) -> None:
@@ -92,8 +105,8 @@ def _on_line(line: str, log: IO[str], ready: threading.Event) -> None:
     log.write(line + "\n")
     if _MARK in line and ready.is_set():
         message = line.partition(_MARK)[2].rstrip('"')
-        style = "red" if message.startswith(("refused", "quarantined", "defect", "cannot", "engine")) else "dim"
-        out.print(f"[{style}]{time.strftime('%H:%M:%S')} {escape(message)}[/]", soft_wrap=True)
+        bad = message.startswith(("refused", "quarantined", "defect", "cannot", "engine"))
+        _say(message, "red" if bad else "dim")
 
 
 def _show(options: ServerOptions, seconds: float) -> None:

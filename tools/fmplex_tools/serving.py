@@ -27,6 +27,10 @@ def fetch_status(http: str, fm: str, timeout: float = 10.0) -> dict[str, Any]:
     try:
         with urllib.request.urlopen(urllib.request.Request(url, json.dumps(ask).encode()), timeout=timeout) as answer:
             body = json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            told = error.read().decode(errors="replace")
+        raise Unavailable(f"physical FM {fm!r} at {http} does not tell its status: HTTP {error.code}: {told}") from None
     except (urllib.error.URLError, OSError) as error:
         raise Unavailable(f"physical FM {fm!r} at {http} does not tell its status: {error}") from None
     status: dict[str, Any] = json.loads(body["outputs"][0]["data"][0])

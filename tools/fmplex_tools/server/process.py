@@ -167,23 +167,34 @@ class TritonServer:
 
     def stop(self) -> None:
         """SIGTERM, wait for requests in flight, then make sure that no process of the tree is left."""
-        if self._process is not None:
+        if self._process is not None and self._process.poll() is None:
             tree = self._tree()
-            if self._process.poll() is None:
-                self._process.send_signal(signal.SIGTERM)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(self.options.drain_seconds + 10)
+            self._process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(self.options.drain_seconds + 10)
+            self._kill(tree)
+        self.kill()
+
+    def kill(self) -> None:
+        """End it at once, with every process of its tree."""
+        if self._process is not None:
+            self._kill(self._tree())
+        if self._reader is not None:
+            self._reader.join(timeout=5)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _kill(self, tree: list[psutil.Process]) -> None:
+        if self._process is not None:
             for process in tree:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             self._process.kill()
             self._process.wait()
             psutil.wait_procs(tree, timeout=5)
-        if self._reader is not None:
-            self._reader.join(timeout=5)
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _tree(self) -> list[psutil.Process]:
+        if self.exit_code is not None:  # its number may be another process's by now
+            return []
         with contextlib.suppress(psutil.NoSuchProcess):
             root = psutil.Process(self.pid)
             return [root, *root.children(recursive=True)]

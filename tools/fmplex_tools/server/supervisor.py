@@ -1,0 +1,117 @@
+"""Keeps a tritonserver serving: looks at it from outside, and starts another one where it has ended or hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from fmplex_backend.errors import FMplexError
+from fmplex_backend.repository.layout import physical_fms
+from fmplex_tools.server.process import TritonServer
+from fmplex_tools.server.watch import Trouble, trouble
+from fmplex_tools.serving import fetch_status
+
+LOOK_SECONDS = 1.0
+"""Between two looks."""
+LOOK_TIMEOUT = 5.0
+"""For one physical FM."""
+PATIENCE = 3
+"""Looks in a row that fail before the server counts as hung."""
+GOOD_LIFE = 60.0
+"""Seconds; one that ends sooner is followed by a pause before the next, twice as long each time…"""
+LONGEST_PAUSE = 60.0
+"""…up to this."""
+_SHARED_MEMORY = Path("/dev/shm")
+_STUB = "triton_python_backend_stub"
+
+
+class Supervisor:
+    """One tritonserver at a time. `start` the first one, `watch` until it is time to stop, `stop`."""
+
+    def __init__(self, make: Callable[[], TritonServer], say: Callable[[str], None], startup_timeout: float) -> None:
+        """``make``: a server that has not been started; ``say``: is told what happens, in a line."""
+        self._make, self._say, self._timeout = make, say, startup_timeout
+        self.server = make()
+        self._fms: list[str] = []
+        """Physical FMs that serve; one whose files are broken is nobody's trouble."""
+        self._ready_at = 0.0
+        self._regions: set[Path] = set()
+        """Shared memory of the server's stubs, which nobody removes who was killed."""
+
+    def start(self, stop: threading.Event) -> None:
+        """Start the server; returns when it is ready, or ``stop`` is set. Raises `EngineFailure`."""
+        self.server.start()
+        self.server.wait_ready(self._timeout, stop)
+        self._ready_at = time.monotonic()
+        self._fms = [fm for fm in physical_fms(self.server.options.repository) if self._serves(fm)]
+
+    def _serves(self, fm: str) -> bool:
+        try:
+            fetch_status(self.server.options.http, fm, LOOK_TIMEOUT)
+        except FMplexError:
+            return False
+        return True
+
+    def watch(self, stop: threading.Event) -> None:
+        """Until ``stop`` is set."""
+        failures = 0
+        while not stop.wait(LOOK_SECONDS):
+            self._note_regions()
+            if self.server.exit_code is not None:
+                what = f"tritonserver ended by itself with code {self.server.exit_code}"
+            elif (found := self._trouble()) is None:
+                failures = 0
+                continue
+            else:
+                failures += 1
+                if failures < PATIENCE and not found.certain:
+                    continue
+                what = f"tritonserver does not serve: {found.what}"
+            failures = 0
+            self._replace(what, stop)
+
+    def _trouble(self) -> Trouble | None:
+        options = self.server.options
+        return trouble(options.http, options.metrics, self._fms, LOOK_TIMEOUT)
+
+    def _replace(self, what: str, stop: threading.Event) -> None:
+        """Start another server, as often as it takes."""
+        pause = 0.0 if time.monotonic() - self._ready_at > GOOD_LIFE else 1.0
+        while True:
+            self._say(f"{what}; starting another one" + (f" in {pause:.0f} s" if pause else ""))
+            self._end()
+            if stop.wait(pause):
+                return
+            begun = time.monotonic()
+            self.server = self._make()
+            try:
+                self.start(stop)
+            except FMplexError as error:
+                what, pause = str(error), min(LONGEST_PAUSE, max(1.0, 2 * pause))
+                continue
+            if not stop.is_set():
+                self._say(f"tritonserver is ready again after {time.monotonic() - begun:.1f} s")
+            return
+
+    def _end(self) -> None:
+        self.server.kill()
+        for region in self._regions:
+            region.unlink(missing_ok=True)
+        self._regions.clear()
+
+    def _note_regions(self) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            for process in psutil.Process(self.server.pid).children():
+                if process.name() in _STUB:  # the kernel keeps 15 letters of a name
+                    self._regions |= {
+                        path for word in process.cmdline() if (path := _SHARED_MEMORY / Path(word).name).is_file()
+                    }
+
+    def stop(self) -> None:
+        """Let the server answer what is in flight, and end it with every process of it."""
+        self.server.stop()
