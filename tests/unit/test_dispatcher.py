@@ -36,7 +36,13 @@ class Host:
     """What is around a dispatcher: vFMs, requests, and the replies that were made."""
 
     def __init__(
-        self, folder: Path, engines: list[FakeEngine], max_batch_rows: int = 4, *, ahead: bool = False
+        self,
+        folder: Path,
+        engines: list[FakeEngine],
+        max_batch_rows: int = 4,
+        *,
+        ahead: bool = False,
+        hang_seconds: float = 60,
     ) -> None:
         self.folder, self.engines = folder, engines
         self.replies: list[Pending] = []
@@ -50,7 +56,7 @@ class Host:
             slots=8,
             ahead=ahead,
             max_batch_rows=max_batch_rows,
-            hang_seconds=0.5,
+            hang_seconds=hang_seconds,
         )
 
     def generation(self, number: int, vfm: str = "a", version: int = 1) -> Generation:
@@ -191,17 +197,17 @@ def test_engines_that_die_of_themselves_cost_no_row(host: Host, engine: FakeEngi
 
 def test_a_suspect_whose_time_is_over_is_not_run(host: Host, engine: FakeEngine) -> None:
     a = host.vfm("a", 1)
-    engine.deaths.append(lambda message: isinstance(message, RunBatch) and not time.sleep(0.2))
-    engine.deaths.append(lambda message: isinstance(message, RunBatch) and not time.sleep(0.5))
-    reply = host.reply(host.request((a, 1), deadline=time.monotonic() + 0.6))
-    assert isinstance(reply, DeadlineExceeded)
+    deadline = time.monotonic() + 2
+    engine.deaths.append(dies_on(RunBatch))
+    engine.deaths.append(lambda message: isinstance(message, RunBatch) and not time.sleep(deadline - time.monotonic()))
+    assert isinstance(host.reply(host.request((a, 1), deadline=deadline)), DeadlineExceeded)
     assert engine.starts == 3
+    assert not engine.batches
     assert a.rows == 0
 
 
-def test_an_engine_that_hangs_is_ended(host: Host, engine: FakeEngine) -> None:
+def test_an_engine_that_hangs_is_ended(tmp_path: Path, engine: FakeEngine) -> None:
     engine.device = "cpu"  # elsewhere the first batch may take long
-    a = host.vfm("a", 1)
     hung: list[RunBatch] = []
 
     def answer(message: RunBatch) -> Any:
@@ -211,8 +217,13 @@ def test_an_engine_that_hangs_is_ended(host: Host, engine: FakeEngine) -> None:
         return None  # as if nothing came, for as long as somebody listens
 
     engine.answer = answer
-    assert values(host.reply(host.request((a, 1)))) == {"port1.vector": [1]}
-    assert engine.starts == 2
+    host = Host(tmp_path, [engine], hang_seconds=0.5)
+    host.dispatcher.start()
+    try:
+        assert values(host.reply(host.request((host.vfm("a", 1), 1)))) == {"port1.vector": [1]}
+    finally:
+        host.dispatcher.stop()
+    assert engine.starts >= 2
     assert any("hangs: no answer for " in line for line in host.log)
 
 

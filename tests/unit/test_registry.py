@@ -15,8 +15,10 @@ from support.live import wait_for
 from support.site import Site
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from fmplex_backend.errors import Quarantined
+from fmplex_backend.host.routes import Serving
 from fmplex_backend.messages import LoadGeneration
-from fmplex_backend.repository.config import ensemble_config, write_config
+from fmplex_backend.repository.config import CONFIG_FILE, ensemble_config, read_config, write_config
 
 
 @pytest.fixture
@@ -220,3 +222,31 @@ def test_an_engine_that_is_away_is_not_the_vfms_fault(site: Site) -> None:
     site.scan()
     assert site.served(0) == ("a", 1, 1)
     assert site.record("a")["reason"] is None
+
+
+def test_a_quarantine_is_told_and_ends_when_files_change(site: Site) -> None:
+    folder = site.add("a", 0)
+    site.add("b", 1)
+    site.registry.scan(settled=True)
+
+    def quarantine() -> None:
+        route = site.registry.routes[0]
+        assert isinstance(route, Serving)
+        route.generation.quarantine = Quarantined("vFM 'a': kills")
+        site.scan()
+        assert (site.record("a")["state"], site.record("a")["reason"]) == ("quarantined", "vFM 'a': kills")
+        assert site.record("b")["state"] == "serving"
+
+    quarantine()
+    config = folder / CONFIG_FILE
+    write_config(config, read_config(config))  # as `fmplex task release` does
+    site.scan()
+    assert (site.record("a")["state"], site.record("a")["reason"]) == ("serving", None)
+    assert site.served(0) == ("a", 1, 1), "no new generation for that"
+    assert "vFM 'a': its config was written, its quarantine is over" in site.log
+
+    quarantine()
+    site.version("a", 2)
+    site.scan()
+    assert site.record("a")["state"] == "serving"
+    assert site.served(0) == ("a", 2, 3)

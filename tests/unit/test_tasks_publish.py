@@ -13,8 +13,9 @@ from fmplex_backend.errors import FMplexError, InvalidInput, NotFound, Refused
 from fmplex_backend.repository.artifact import Artifact, BackboneRef, EncoderSpec
 from fmplex_backend.repository.config import CONFIG_FILE, read_config
 from fmplex_backend.repository.layout import ports_in_use
+from fmplex_backend.repository.watch import stamp
 from fmplex_tools.task_cli import app
-from fmplex_tools.tasks import create_bundle, list_tasks, publish, remove_task, set_task, show_task
+from fmplex_tools.tasks import create_bundle, list_tasks, publish, release_task, remove_task, set_task, show_task
 from fmplex_tools.tasks.artifact_writer import write_version
 from fmplex_tools.tasks.heads import Head
 
@@ -123,6 +124,15 @@ def test_set_changes_the_policy_and_keeps_the_rest(repository: Path) -> None:
     after = read_config(repository / "a" / CONFIG_FILE)
     assert after.ensemble_scheduling == before.ensemble_scheduling
     assert (repository / "a" / CONFIG_FILE).read_text().startswith("# vFM a: classification on toy, port 0.")
+
+
+def test_release_writes_the_config_as_it_is(repository: Path) -> None:
+    _publish(repository, "a", parameters={"weight": "2"})
+    config = repository / "a" / CONFIG_FILE
+    before, text = stamp(str(config)), config.read_text()
+    release_task(repository, "a")
+    assert config.read_text() == text
+    assert stamp(str(config)) != before
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,9 @@ fmplex_request_seconds_bucket{fm="minilm",le="+Inf",vfm="reviews"} 100
 # TYPE fmplex_weight gauge
 fmplex_weight{fm="minilm",vfm="reviews"} 3
 fmplex_weight{fm="minilm",vfm="[news] \\"x\\""} 1
+# HELP fmplex_quarantined x
+# TYPE fmplex_quarantined gauge
+fmplex_quarantined{fm="minilm",vfm="[news] \\"x\\""} 1
 # HELP fmplex_slo_seconds x
 # TYPE fmplex_slo_seconds gauge
 fmplex_slo_seconds{fm="minilm",vfm="reviews"} 0.05
@@ -59,6 +62,9 @@ fmplex_entitled_share_ratio{fm="minilm",vfm="reviews"} 0.75
 # HELP fmplex_engines x
 # TYPE fmplex_engines gauge
 fmplex_engines{fm="minilm"} 2
+# HELP fmplex_engine_deaths_total x
+# TYPE fmplex_engine_deaths_total counter
+fmplex_engine_deaths_total{fm="minilm"} 3
 # HELP fmplex_batch_rows_sum x
 # TYPE fmplex_batch_rows_sum counter
 fmplex_batch_rows_sum{fm="minilm"} 1000
@@ -111,6 +117,7 @@ def test_rates_between_two_looks(figures: FmFigures) -> None:
     idle = next(v for v in figures.vfms if v.vfm != "reviews")
     assert idle.vfm == '[news] "x"'
     assert (idle.rows_per_s, idle.p50_ms, idle.slo_met) == (0, None, None)
+    assert (reviews.quarantined, idle.quarantined, figures.engine_deaths) == (False, True, 3)
 
 
 def test_counters_that_began_anew(figures: FmFigures) -> None:

@@ -126,7 +126,7 @@ def header(fm: FmFigures) -> Text:
         f"cost error {fm.cost_error:.0%}",
     ]
     if fm.engine_deaths:
-        batches.append(f"[red]{fm.engine_deaths} engines died, {fm.lost_batches} batches were run again[/]")
+        batches.append(f"[red]{fm.engine_deaths} died[/]")
     title = f"[bold]{escape(fm.fm)}[/]   "
     return Text.from_markup(title + " · ".join(parts) + "\n  " + " · ".join(batches), overflow="ellipsis")
 
