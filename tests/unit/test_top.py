@@ -182,7 +182,7 @@ def test_table(figures: FmFigures, width: int) -> None:
     (row,) = [line.split() for line in lines if line.startswith("reviews")]
     assert row[:3] == ["reviews", "3", "70%"]
     assert {"200", "15.0", "19.9", "2.0", "100.0%"} <= set(row)
-    assert any(line.startswith('[news] "x"') for line in lines)
+    assert any(line.startswith('✗ [news] "x"') for line in lines)
     assert ("req/s" in " ".join(lines)) == (width == 132)
 
 

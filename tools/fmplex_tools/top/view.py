@@ -61,7 +61,7 @@ def _bar(v: VfmFigures) -> Text:
 
 
 def _name(v: VfmFigures) -> Text:
-    return Text(f"{v.vfm} quarantined", style="bold red") if v.quarantined else Text(v.vfm)
+    return Text(f"✗ {v.vfm}", style="bold red") if v.quarantined else Text(v.vfm)
 
 
 def _slo(v: VfmFigures) -> Text:
@@ -125,6 +125,8 @@ def header(fm: FmFigures) -> Text:
         f"decision {_of(fm.decision_us, '.0f')} µs",
         f"cost error {fm.cost_error:.0%}",
     ]
+    if quarantined := sum(vfm.quarantined for vfm in fm.vfms):
+        parts.append(f"[red]✗ {quarantined} quarantined[/]")
     if fm.engine_deaths:
         batches.append(f"[red]{fm.engine_deaths} died[/]")
     title = f"[bold]{escape(fm.fm)}[/]   "
