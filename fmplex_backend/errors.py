@@ -2,6 +2,7 @@
 
     FMplexError
     ├── InvalidInput      the caller's request cannot be answered as it stands      INVALID_ARG
+    │   └── AccessDenied  the vFM answers only to tokens, and this is none of them  INVALID_ARG
     ├── NotFound          no such vFM, port or file                                 NOT_FOUND
     │   └── Refused       it is there, but broken, and names what is wrong with it  NOT_FOUND
     ├── Unavailable       try again later: loading, queue full, shutting down       UNAVAILABLE
@@ -29,6 +30,10 @@ class InvalidInput(FMplexError):
     """The request itself is wrong; sending it again cannot help."""
 
     code = "INVALID_ARG"
+
+
+class AccessDenied(InvalidInput):
+    """The vFM answers only to tokens, and the request has none of them. Triton has no code of its own for that."""
 
 
 class NotFound(FMplexError):

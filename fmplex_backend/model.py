@@ -10,6 +10,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from fmplex_backend.errors import FMplexError
+from fmplex_backend.host.access import TOKEN
 from fmplex_backend.host.counts import Series
 from fmplex_backend.host.guard import Guard
 from fmplex_backend.host.host import FMHost
@@ -90,13 +91,23 @@ def _metric_family(series: Series) -> Any:
 
 def _ask(request: Any) -> Ask:
     sender = request.get_response_sender()
-    timeout = request.timeout()
+    timeout, parameters = request.timeout(), request.parameters()
     return Ask(
         outputs=frozenset(request.requested_output_names()),
         inputs={tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()},
         respond=lambda reply: _send(sender, reply),
         timeout=timeout / 1e6 if timeout else None,
+        token=_token(parameters) if TOKEN in parameters.lower() else None,
+        request_id=request.request_id(),
     )
+
+
+def _token(parameters: str) -> str | None:
+    """The caller's token; a header's name may come in any case."""
+    for name, value in json.loads(parameters).items():
+        if name.lower() == TOKEN:
+            return str(value)
+    return None
 
 
 def _send(sender: Any, reply: Reply) -> None:

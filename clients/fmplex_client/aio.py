@@ -32,6 +32,7 @@ class AsyncClient:
         protocol: Protocol = "http",
         timeout: float = 30.0,
         *,
+        token: str = "",
         retry: Retry | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         rng: Callable[[], float] = random_unit,
@@ -41,6 +42,7 @@ class AsyncClient:
         self.timeout = timeout
         self._url = url
         self._protocol = protocol
+        self._token = token
         self._retry = retry or Retry()
         self._sleep = sleep
         self._rng = rng
@@ -91,7 +93,7 @@ class AsyncClient:
 
         async def attempt() -> list[Answer]:
             return await self._run(
-                plan(await self._task(task, deadline), texts, text_pairs, request_id, version), deadline
+                plan(await self._task(task, deadline), texts, text_pairs, request_id, version, self._token), deadline
             )
 
         try:

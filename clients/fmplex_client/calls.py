@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fmplex_client.errors import FMplexClientError, InvalidRequest, ServerError, UnknownTask
@@ -22,7 +23,7 @@ def check_protocol(protocol: str) -> None:
 
 
 def plan(
-    task: Task, texts: Sequence[str], text_pairs: Sequence[str] | None, request_id: str, version: str
+    task: Task, texts: Sequence[str], text_pairs: Sequence[str] | None, request_id: str, version: str, token: str = ""
 ) -> list[Request]:
     """The requests for one ``predict``. Raises `InvalidRequest` where pairs are missing or not wanted."""
     if task.kind == "model":
@@ -34,7 +35,8 @@ def plan(
     # max_batch_size 0 is a model without a batch dimension, whose tensors are shaped otherwise than FMplex's.
     if task.max_batch_size < 1:
         raise InvalidRequest(f"model {task.name!r} takes no batches (max_batch_size 0), so it is no FMplex task")
-    return split(task.name, texts, text_pairs, task.max_batch_size, request_id=request_id, version=version)
+    made = split(task.name, texts, text_pairs, task.max_batch_size, request_id=request_id, version=version)
+    return [replace(request, token=token) for request in made]
 
 
 def should_reread(error: FMplexClientError) -> bool:

@@ -25,7 +25,7 @@ class Client:
 
     One client may be used by any number of threads at a time. It opens connections when they are needed, so it can be
     made before the server is up. ``timeout`` (seconds) is how long a call may take in all, retries included, unless
-    the call says otherwise::
+    the call says otherwise. ``token`` is for vFMs that answer only to tokens; it goes with every request::
 
         with Client("127.0.0.1:8000") as client:
             [answer] = client.predict("review_polarity", ["a wonderful film"])
@@ -38,12 +38,14 @@ class Client:
         protocol: Protocol = "http",
         timeout: float = 30.0,
         *,
+        token: str = "",
         retry: Retry | None = None,
         sleep: Callable[[float], None] = time.sleep,
         rng: Callable[[], float] = random_unit,
     ) -> None:
         check_protocol(protocol)
         self.timeout = timeout
+        self._token = token
         self._retry = retry or Retry()
         self._sleep = sleep
         self._rng = rng
@@ -100,7 +102,7 @@ class Client:
         known = task in self._tasks
 
         def make() -> list[Request]:
-            return plan(self._task(task, deadline), texts, text_pairs, request_id, version)
+            return plan(self._task(task, deadline), texts, text_pairs, request_id, version, self._token)
 
         try:
             answers = self._run(make(), deadline)

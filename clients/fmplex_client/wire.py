@@ -14,6 +14,8 @@ from fmplex_client.results import Array
 
 Protocol: TypeAlias = Literal["http", "grpc"]
 
+TOKEN = "x-fmplex-token"
+"""Request parameter."""
 CHANNEL_ARGS = [
     ("grpc.max_send_message_length", 2**31 - 1),
     ("grpc.max_receive_message_length", 2**31 - 1),
@@ -35,6 +37,8 @@ class Request:
     """Outputs asked for; none is all of them."""
     request_id: str = ""
     version: str = ""
+    token: str = field(default="", repr=False)
+    """For vFMs that answer only to tokens."""
 
     @property
     def rows(self) -> int:
@@ -108,7 +112,14 @@ def encode(request: Request, module: ModuleType, timeout_us: int) -> dict[str, A
         item.set_data_from_numpy(tensor)
         inputs.append(item)
     outputs = [module.InferRequestedOutput(name) for name in request.outputs] or None
-    return {"inputs": inputs, "outputs": outputs, "request_id": request.request_id, "timeout": timeout_us}
+    parameters = {TOKEN: request.token} if request.token else None
+    return {
+        "inputs": inputs,
+        "outputs": outputs,
+        "request_id": request.request_id,
+        "timeout": timeout_us,
+        "parameters": parameters,
+    }
 
 
 def decode(result: Any) -> Response:

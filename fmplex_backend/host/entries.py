@@ -110,6 +110,7 @@ def record(entry: Entry, routes: Mapping[int, Route], waiting: int) -> dict[str,
             "n_bytes": generation.n_bytes,
             "pinned": generation.pinned,
             "policy": entry.config.policy.model_dump(),
+            "access": "tokens" if entry.config.policy.access_tokens else "anybody",
             "waiting": waiting,
         }
     return told

@@ -87,7 +87,7 @@ class FMHost:
         self.registry = Registry(
             self._repository, self.fm, self.settings, self.facts, encoder, dispatcher, self._work_dir.path, self._log
         )
-        self._intake = Intake(self.fm, encoder, self.registry, dispatcher)
+        self._intake = Intake(self.fm, encoder, self.registry, dispatcher, self._log)
         for _ in range(SENDERS):  # before the first scan, whose golden rows they answer
             self._start_thread(self._send)
         try:

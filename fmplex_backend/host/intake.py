@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from fmplex_backend.arrays import Array
 from fmplex_backend.encoders.text import TextEncoder
-from fmplex_backend.errors import FMplexError, InvalidInput, NotFound, Unavailable
+from fmplex_backend.errors import AccessDenied, FMplexError, InvalidInput, NotFound, Unavailable
+from fmplex_backend.host.access import Audit, check_token
 from fmplex_backend.host.dispatcher import Dispatcher
 from fmplex_backend.host.registry import Registry
 from fmplex_backend.host.requests import Ask, Member, Pending, RowTask
@@ -20,7 +21,16 @@ from fmplex_backend.scheduling.interface import QueueFull, Rejected, Row
 class Intake:
     """Takes requests of one physical FM. ``take`` may be called from any thread."""
 
-    def __init__(self, fm: str, encoder: TextEncoder, registry: Registry, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self,
+        fm: str,
+        encoder: TextEncoder,
+        registry: Registry,
+        dispatcher: Dispatcher,
+        log: Callable[[str], None],
+    ) -> None:
+        """``log`` is told of requests without the right token."""
+        self._audit = Audit(log)
         self._fm, self._encoder, self._registry, self._dispatcher = fm, encoder, registry, dispatcher
         self._meter = dispatcher.meter
 
@@ -31,6 +41,7 @@ class Intake:
             try:
                 wanted = self._wanted(ask.outputs)
                 serving = {port: self._serving(port) for port in wanted}
+                self._admit(ask, serving.values())
             except FMplexError:
                 self._meter.unroutable()
                 raise
@@ -38,6 +49,15 @@ class Intake:
             if self._submit(request, [(port, serving[port], sockets) for port, sockets in wanted.items()]):
                 return
             # A generation was swapped or removed between routing and queueing: route again.
+
+    def _admit(self, ask: Ask, serving: Iterable[Serving]) -> None:
+        """Raise `AccessDenied` where one of the vFMs does not answer to the caller."""
+        for one in serving:
+            try:
+                check_token(one.generation.vfm, one.policy.access_tokens, ask.token)
+            except AccessDenied as error:
+                self._audit.denied(one.generation.vfm, str(error), ask.request_id, time.monotonic())
+                raise
 
     def _submit(self, request: Pending, parts: Sequence[tuple[int, Serving, frozenset[str]]]) -> bool:
         """Queue the rows of ``request``; False where a generation was retired meanwhile. Raises `FMplexError`."""

@@ -35,6 +35,10 @@ class Ask:
     """Sends the one reply; called exactly once, from any thread."""
     timeout: float | None = None
     """Seconds that the client gives it."""
+    token: str | None = None
+    """See `fmplex_backend.host.access`."""
+    request_id: str = ""
+    """The client's own."""
 
 
 @dataclass(eq=False)

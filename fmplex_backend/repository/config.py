@@ -18,6 +18,8 @@ from fmplex_backend.repository.sockets import SOCKETS, output_name, parse_output
 from fmplex_backend.scheduling.policies import PolicyName
 
 CONFIG_FILE = "config.pbtxt"
+TOKEN_PREFIX = "sha256:"
+TOKENS_PATTERN = r"^(sha256:[0-9a-f]{64}(,sha256:[0-9a-f]{64})*)?$"
 BACKEND = "fmplex"
 
 _Settings = TypeVar("_Settings", bound="_Parameters")
@@ -102,6 +104,8 @@ class Policy(_Parameters):
     """Rows that may be asked for, on average; a request beyond it is answered UNAVAILABLE; 0 is no limit."""
     rate_limit_burst_rows: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Rows that may be asked for at once after a pause; 0 is what the rate allows in a second, at least 1."""
+    access_tokens: Annotated[str, Field(pattern=TOKENS_PATTERN, exclude=True, repr=False)] = ""
+    """SHA-256 of the tokens that may ask it, ``sha256:HEX``, comma-separated (`fmplex task token`); empty: anybody."""
     pin_adapter: bool = False
     """Whether its adapter keeps a slot, however seldom it is used; half of a physical FM's slots may be given so."""
 

@@ -12,17 +12,19 @@ from typer.core import TyperGroup
 
 from fmplex_backend.errors import FMplexError, InvalidInput
 from fmplex_backend.repository.artifact import EncoderSpec
-from fmplex_tools.console import DEFAULT_REPOSITORY, fail, out
+from fmplex_tools.console import DEFAULT_REPOSITORY, err, fail, out
 from fmplex_tools.tasks import (
     Columns,
     Examples,
     LoraOptions,
     TaskOptions,
+    add_token,
     create_bundle,
     list_tasks,
     read_examples,
     release_task,
     remove_task,
+    revoke_tokens,
     set_task,
     show_task,
 )
@@ -340,6 +342,31 @@ def set_(
             raise InvalidInput(f"{assignment!r} is not KEY=VALUE, e.g. weight=4")
         values[key.strip()] = value.strip()
     out.print(info_table(set_task(repository, name, values, version)))
+
+
+@app.command("token")
+def token(
+    name: Name,
+    revoke: Annotated[bool, typer.Option("--revoke", help="Take all its tokens away: anybody may ask it.")] = False,
+    repository: Repository = DEFAULT_REPOSITORY,
+) -> None:
+    """Give a vFM a token, and print it, once: from then on it answers only to its tokens.
+
+    Clients send it as the request parameter, or the header, x-fmplex-token. The repository keeps its SHA-256 alone. Use
+    TLS where others can read the network.
+
+    Examples:
+
+      fmplex task token mail_folder
+
+      fmplex task token mail_folder --revoke
+    """
+    if revoke:
+        out.print(f"{name}: {revoke_tokens(repository, name)} tokens revoked; anybody may ask it within 2 s")
+        return
+    made = add_token(repository, name)
+    err.print(f"{name} answers only to its tokens within 2 s; this one is shown once:")
+    out.print(made, highlight=False, soft_wrap=True)
 
 
 @app.command("release")

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 from fmplex_tools.tasks.data import Columns, Examples, read_examples
 from fmplex_tools.tasks.manage import (
     TaskInfo,
+    add_token,
     create_bundle,
     list_tasks,
     release_task,
     remove_task,
+    revoke_tokens,
     set_task,
     show_task,
 )
@@ -39,6 +41,7 @@ __all__ = [
     "TaskInfo",
     "TaskOptions",
     "TaskResult",
+    "add_token",
     "create_bundle",
     "create_task",
     "import_task",
@@ -46,6 +49,7 @@ __all__ = [
     "read_examples",
     "release_task",
     "remove_task",
+    "revoke_tokens",
     "set_task",
     "show_task",
     "train_task",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from fmplex_backend.errors import FMplexError, InvalidInput, NotFound, Refused
 from fmplex_backend.repository.artifact import HEAD_FILE, Artifact
 from fmplex_backend.repository.config import (
     CONFIG_FILE,
+    TOKEN_PREFIX,
     Policy,
     VfmConfig,
     ensemble_config,
@@ -32,6 +35,8 @@ from fmplex_backend.repository.packed import read_artifact
 from fmplex_tools.tasks import publish
 
 LATEST = "latest"
+TOKENS = "access_tokens"
+TOKEN_BYTES = 32
 BUNDLED = {
     "classification": ("label", "probabilities"),
     "multi_label": ("labels", "probabilities"),
@@ -159,6 +164,30 @@ def set_task(repository: Path, name: str, values: dict[str, str], version: str |
         _pin(config, info, version)
     publish.replace_config(repository, name, config)
     return show_task(repository, name)
+
+
+def add_token(repository: Path, name: str) -> str:
+    """A new token for a vFM, of which its ``config.pbtxt`` gets the hash: from now on it answers only to its tokens."""
+    known = _tokens(repository, name)
+    token = secrets.token_urlsafe(TOKEN_BYTES)
+    hashed = TOKEN_PREFIX + hashlib.sha256(token.encode()).hexdigest()
+    set_task(repository, name, {TOKENS: ",".join([*known, hashed])})
+    return token
+
+
+def revoke_tokens(repository: Path, name: str) -> int:
+    """Take every token from a vFM, so that anybody may ask it; how many it had."""
+    known = _tokens(repository, name)
+    set_task(repository, name, {TOKENS: ""})
+    return len(known)
+
+
+def _tokens(repository: Path, name: str) -> list[str]:
+    info = show_task(repository, name)
+    if info.bundle:
+        raise InvalidInput(f"bundle {name!r} has no tokens of its own: it asks for those of its vFMs")
+    value = parameters_of(read_config(repository / name / CONFIG_FILE)).get(TOKENS, "")
+    return [known for known in value.split(",") if known]
 
 
 def release_task(repository: Path, name: str) -> TaskInfo:
