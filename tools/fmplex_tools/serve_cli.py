@@ -13,11 +13,12 @@ from rich.markup import escape
 from rich.panel import Panel
 
 from fmplex_backend.backbones.source import cache_dir
-from fmplex_backend.errors import EngineFailure, FMplexError
+from fmplex_backend.errors import EngineFailure, FMplexError, InvalidInput
 from fmplex_backend.repository.layout import physical_fms
 from fmplex_tools.console import DEFAULT_REPOSITORY, err, fail, out
 from fmplex_tools.fetching import fetch_backbones
 from fmplex_tools.server.process import ServerOptions, TritonServer
+from fmplex_tools.server.secure import ADMIN_HEADER, RESTRICTED, Secure
 from fmplex_tools.server.supervisor import Supervisor
 from fmplex_tools.serving import fetch_status, refusals, unreadable, vfm_table
 
@@ -38,6 +39,11 @@ def serve(
     log_file: Annotated[Path | None, typer.Option(help="Where tritonserver's own output goes.")] = None,
     demo: Annotated[bool, typer.Option("--demo/--no-demo", help="Build the demo vFMs where they are missing.")] = False,
     startup_timeout: Annotated[float, typer.Option(help="Seconds until everything must be ready.")] = 300,
+    secure: Annotated[
+        bool, typer.Option("--secure", help="gRPC with TLS, HTTP on the loopback address only, an admin key.")
+    ] = False,
+    tls_cert: Annotated[Path | None, typer.Option(help="With --secure: the server's certificate, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="With --secure: its private key, PEM.")] = None,
     restart: Annotated[
         bool, typer.Option(help="Start another server where this one ends by itself or answers nothing any more.")
     ] = True,
@@ -55,18 +61,26 @@ def serve(
       fmplex serve -r /srv/models --http-port 9000 --grpc-port 9001 --metrics-port 9002
 
       fmplex serve -r /models --host 0.0.0.0 --log-level warning
+
+      fmplex serve --secure --tls-cert server.crt --tls-key server.key --host 0.0.0.0
     """
+    secured = _secure(secure, tls_cert, tls_key)
     if demo:
         from fmplex_tools.demo import ensure_demo
 
         ensure_demo(repository, out)
     fetch_backbones(repository, out)
-    options = ServerOptions(repository.resolve(), http_port, grpc_port, metrics_port, host, mode, log_level)
+    options = ServerOptions(
+        repository.resolve(), http_port, grpc_port, metrics_port, host, mode, log_level, secure=secured
+    )
+    admin_key = cache_dir() / "run" / f"admin-key-{grpc_port}"
     log_file = log_file or cache_dir() / "log" / f"tritonserver-{http_port}.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     stop, ready = threading.Event(), threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    if secured is not None:
+        secured.keep(admin_key)
     with log_file.open("w", buffering=1) as log:
         supervisor = Supervisor(
             lambda: TritonServer(options, on_line=lambda line: _on_line(line, log, ready)), _say, startup_timeout
@@ -76,7 +90,22 @@ def serve(
         finally:
             with out.status("stopping: answering what is in flight"):
                 supervisor.stop()
+            if secured is not None:
+                admin_key.unlink(missing_ok=True)
             out.print("stopped; no process is left")
+
+
+def _secure(wanted: bool, certificate: Path | None, key: Path | None) -> Secure | None:
+    """Raises `InvalidInput` where something is missing or wrong."""
+    if not wanted:
+        if certificate or key:
+            raise InvalidInput("--tls-cert and --tls-key go with --secure")
+        return None
+    if certificate is None or key is None:
+        raise InvalidInput("--secure needs --tls-cert and --tls-key: the server's certificate and private key, PEM")
+    made = Secure(certificate.resolve(), key.resolve())
+    made.check()
+    return made
 
 
 def _run(supervisor: Supervisor, log_file: Path, stop: threading.Event, ready: threading.Event, restart: bool) -> None:
@@ -128,9 +157,17 @@ def _show(options: ServerOptions, seconds: float) -> None:
         err.print(f"[red]refused:[/] {escape(problem)}", soft_wrap=True)
     lines = [
         f"HTTP     http://{options.http}",
-        f"gRPC     {options.grpc}",
+        f"gRPC     {options.grpc}" + (", TLS" if options.secure else ""),
         f"metrics  http://{options.metrics}/metrics",
     ]
+    if options.secure:
+        key = cache_dir() / "run" / f"admin-key-{options.grpc_port}"
+        lines += [
+            "",
+            f"{', '.join(RESTRICTED)}: only with the admin key of {key}",
+            f"  (header {ADMIN_HEADER}; every user of this machine sees it in the process list)",
+            "HTTP and metrics have no TLS and listen on this machine alone; vFMs without tokens answer to anybody",
+        ]
     if first:
         body = '{"inputs":[{"name":"text","datatype":"BYTES","shape":[1,1],"data":["I love it"]}]}'
         lines += ["", "Try it:", f'  fmplex infer {first} "I love it" --url {options.http}', ""]

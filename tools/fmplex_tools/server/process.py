@@ -22,10 +22,13 @@ from typing import Literal
 import psutil
 
 from fmplex_backend.errors import EngineFailure, InvalidInput
+from fmplex_backend.host.access import TOKEN
 from fmplex_tools.server.install import TritonInstall, find_triton
+from fmplex_tools.server.secure import Secure
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,17 @@ class ServerOptions:
     log_level: Literal["error", "warning", "info", "verbose"] = "info"
     drain_seconds: int = 10
     """How long a stopping server waits for requests in flight."""
+    secure: Secure | None = None
+
+    @property
+    def plain_host(self) -> str:
+        """Address of the endpoints that have no TLS."""
+        return self.host if self.secure is None else LOOPBACK
 
     @property
     def http(self) -> str:
         """``host:port`` of the HTTP endpoint."""
-        return f"{self.host}:{self.http_port}"
+        return f"{self.plain_host}:{self.http_port}"
 
     @property
     def grpc(self) -> str:
@@ -55,7 +64,7 @@ class ServerOptions:
     @property
     def metrics(self) -> str:
         """``host:port`` of the Prometheus endpoint."""
-        return f"{self.host}:{self.metrics_port}"
+        return f"{self.plain_host}:{self.metrics_port}"
 
     def arguments(self) -> list[str]:
         """tritonserver's command line, without the binary and the backend directory."""
@@ -71,7 +80,10 @@ class ServerOptions:
             f"--http-port={self.http_port}",
             f"--grpc-port={self.grpc_port}",
             f"--metrics-port={self.metrics_port}",
-            *(f"--{name}-address={self.host}" for name in ("http", "grpc", "metrics")),
+            *(f"--{name}-address={self.plain_host}" for name in ("http", "metrics")),
+            f"--grpc-address={self.host}",
+            *(f"--{name}-header-forward-pattern=(?i){TOKEN}" for name in ("http", "grpc")),
+            *(self.secure.arguments() if self.secure else ()),
             # One broken model must not keep the others from being served.
             "--exit-on-error=false",
             "--strict-readiness=false",
@@ -120,8 +132,13 @@ class TritonServer:
 
     def start(self) -> None:
         """Start the process. Raises `InvalidInput` where a port is taken."""
-        for port in (self.options.http_port, self.options.grpc_port, self.options.metrics_port):
-            check_port_free(self.options.host, port)
+        options = self.options
+        for host, port in (
+            (options.plain_host, options.http_port),
+            (options.host, options.grpc_port),
+            (options.plain_host, options.metrics_port),
+        ):
+            check_port_free(host, port)
         backends = self.install.lay_out(self._folder)
         self._process = subprocess.Popen(
             [str(self.install.binary), f"--backend-directory={backends}", *self.options.arguments()],
