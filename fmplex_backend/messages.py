@@ -26,6 +26,9 @@ PROCESS_NUMBER = struct.Struct("<i")
 """What a fork server tells of an engine: its process id, and later its exit code, minus the signal's number for one
 that was killed."""
 
+SIMULATED_FAULTS = "FMPLEX_SIMULATED_FAULTS"
+"""Environment variable by which engines can be made to fail; see `fmplex_backend.engine.faults`."""
+
 Tokens = dict[str, Array]
 """One row for the backbone: input name → array without a batch dimension, e.g. ``input_ids`` int32 [tokens]."""
 

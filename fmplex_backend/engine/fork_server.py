@@ -141,6 +141,7 @@ def _load(settings: FMSettings) -> Callable[[], Backbone]:
         import torch
 
         # All that an engine imports.
+        import fmplex_backend.engine.faults
         import fmplex_backend.engine.measuring
         import fmplex_backend.engine.serving  # noqa: F401
 

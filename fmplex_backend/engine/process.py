@@ -57,6 +57,7 @@ def serve(
     try:
         import torch
 
+        from fmplex_backend.engine import faults
         from fmplex_backend.engine.measuring import device_facts
         from fmplex_backend.engine.serving import answer_all
         from fmplex_backend.engine.worker import Worker
@@ -68,6 +69,7 @@ def serve(
             pack(model)
         memory = settings.adapter_memory_mb << 20
         worker = Worker(model, device, settings.adapter_slots, memory=memory, graphs=settings.cuda_graphs)
+        faults.install(worker)
     except Exception as error:
         channel.send(EngineFailed(str(error) or type(error).__name__))
         return

@@ -1,0 +1,1 @@
+"""What users notice when engines, hosts and servers die: ``fmplex bench faults``."""

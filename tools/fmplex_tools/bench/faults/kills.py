@@ -1,0 +1,175 @@
+"""Engines that are killed under load, in every way there is: does a client get an error, or a wrong answer?
+
+1. What each vFM answers to fixed texts is recorded.
+2. Clients ask all vFMs in a closed loop; every answer is compared with what was recorded. Meanwhile one engine after
+   the other is killed, aborted, stopped, or has a simulated fault. Only answers count: any error is a failure.
+3. A fault's recovery is over when a request that was sent after it is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+import numpy as np
+from rich.progress import Progress
+
+from fmplex_tools.bench.engine.churn_check import Checker
+from fmplex_tools.bench.engine.churn_client import MOST_ROWS, Caller, make_texts
+from fmplex_tools.bench.engine.fleet import FleetPlan, fleet_of, make_fleet
+from fmplex_tools.bench.engine.fleet_server import machine, workplace
+from fmplex_tools.bench.fair.arena import Arena, serve
+from fmplex_tools.bench.fair.bench import Figure, Outcome
+from fmplex_tools.bench.faults.simulated import simulated_faults
+
+KINDS: Mapping[str, signal.Signals] = {
+    "killed": signal.SIGKILL,
+    "aborted": signal.SIGABRT,
+    "hanging": signal.SIGSTOP,
+    "device fault": signal.SIGUSR1,
+    "out of memory": signal.SIGUSR2,
+}
+"""What happens to an engine, and the signal that does it; see `fmplex_backend.engine.faults` for the last two."""
+REST = (0.5, 2.0)
+"""Seconds between a recovery and the next fault, at random between these."""
+P50_GOAL, P99_GOAL = 1.5, 5.0
+LATEST = 60.0
+"""A fault that has no recovery within so many seconds counts as that long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KillsPlan(FleetPlan):
+    """What is to be tried."""
+
+    kills: int = 200
+    vfms: int = 32
+    texts: int = 12
+    clients: int = 16
+    seconds: float = 0.0
+    """Not used: as long as the kills take."""
+
+
+@dataclass
+class Kills:
+    """One run under way."""
+
+    plan: KillsPlan
+    made: Arena
+    caller: Caller
+    checker: Checker
+    names: list[str]
+    failures: Counter[str] = field(default_factory=Counter)
+    recoveries: dict[str, list[float]] = field(default_factory=dict)
+    _waiting: list[tuple[float, asyncio.Future[float]]] = field(default_factory=list)
+    """When a fault was, and its recovery."""
+
+    async def record(self) -> None:
+        """What every vFM answers."""
+        known = {}
+        for name in self.names:
+            answers = [await self.caller.ask(name, [text]) for text in range(self.plan.texts)]
+            known[name, 1] = np.concatenate([answer.logits for answer in answers])
+        self.checker.references = known
+
+    async def run(self, progress: Progress) -> None:
+        """Kill engines under load."""
+        line = progress.add_task("kills", total=self.plan.kills)
+        stop = asyncio.Event()
+        clients = [asyncio.create_task(self._client(number, stop)) for number in range(self.plan.clients)]
+        chance = random.Random(self.plan.seed)
+        try:
+            for number in range(self.plan.kills):
+                await asyncio.sleep(chance.uniform(*REST))
+                self.made.check()
+                kind = list(KINDS)[number % len(KINDS)]
+                self.recoveries.setdefault(kind, []).append(await self._fault(KINDS[kind], chance))
+                progress.update(line, advance=1, description=f"kills: {self.checker.rows:,} rows checked")
+        finally:
+            stop.set()
+            await asyncio.gather(*clients)
+            progress.remove_task(line)
+
+    async def _fault(self, number: signal.Signals, chance: random.Random) -> float:
+        status = await asyncio.to_thread(self.made.status)
+        recovered: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        now = time.monotonic()
+        os.kill(chance.choice(status["engine_pids"]), number)
+        self._waiting.append((now, recovered))
+        try:
+            return await asyncio.wait_for(recovered, LATEST)
+        except asyncio.TimeoutError:
+            return LATEST
+
+    async def _client(self, number: int, stop: asyncio.Event) -> None:
+        chance = random.Random(1000 * self.plan.seed + number)
+        while not stop.is_set():
+            name = chance.choice(self.names)
+            texts = [chance.randrange(self.plan.texts) for _ in range(chance.randint(1, MOST_ROWS))]
+            sent = time.monotonic()
+            try:
+                self.checker.check(await self.caller.ask(name, texts))
+            except grpc.aio.AioRpcError as error:
+                self.failures[f"{error.code().name}: {error.details()}"] += 1
+                await asyncio.sleep(0.1)
+            else:
+                self._answered(sent)
+
+    def _answered(self, sent: float) -> None:
+        still = []
+        for at, recovered in self._waiting:
+            if sent <= at:
+                still.append((at, recovered))
+            elif not recovered.done():
+                recovered.set_result(time.monotonic() - at)
+        self._waiting = still
+
+
+def kills(plan: KillsPlan, progress: Progress, noted: dict[str, Any]) -> Outcome:
+    """Try it on a server of its own; what the machine is goes into ``noted``."""
+    fleet = fleet_of(plan.source, plan.fm, rank=plan.rank, seed=plan.seed)
+    with workplace() as place, simulated_faults(0):
+        line = progress.add_task("starting the server", total=None)
+        folder = place / "fleet"
+        names = make_fleet(folder, plan.source, plan.fm, plan.vfms, rank=plan.rank, seed=plan.seed)
+        with serve(folder, plan.fm, names) as made:
+            noted["machine"] = machine(made)
+            progress.remove_task(line)
+            labels = {name: fleet.labels(index) for index, name in enumerate(names)}
+            return asyncio.run(_run(plan, made, names, labels, progress))
+
+
+async def _run(
+    plan: KillsPlan, made: Arena, names: list[str], labels: Mapping[str, tuple[str, ...]], progress: Progress
+) -> Outcome:
+    async with Caller(made.url, make_texts(plan.texts, plan.seed)) as caller:
+        run = Kills(plan, made, caller, Checker({}, labels), names)
+        await run.record()
+        await run.run(progress)
+    return _outcome(run)
+
+
+def _outcome(run: Kills) -> Outcome:
+    checker, part = run.checker, f"{run.plan.kills} faults under load on {run.plan.vfms} vFMs"
+    everything = [seconds for kind in run.recoveries.values() for seconds in kind]
+    p50, p99 = np.percentile(everything, (50, 99))
+    failed = run.failures.total()
+    figures = [
+        Figure(part, f"rows checked, of {checker.requests:,} requests", checker.rows),
+        Figure(part, "requests answered wrongly", checker.wrong, "", "0", checker.wrong == 0),
+        Figure(part, "requests failed", failed, "", "0", failed == 0),
+        Figure(part, "recovery p50", float(p50), "s", f"≤ {P50_GOAL:g} s", bool(p50 <= P50_GOAL)),
+        Figure(part, "recovery p99", float(p99), "s", f"≤ {P99_GOAL:g} s", bool(p99 <= P99_GOAL)),
+    ]
+    for kind, seconds in run.recoveries.items():
+        told = f"s (p50; longest {max(seconds):.2f}, {len(seconds)} times)"
+        figures.append(Figure("recovery", kind, float(np.median(seconds)), told))
+    figures += [Figure("failed", what, count) for what, count in run.failures.most_common(5)]
+    return Outcome(figures, {"wrong": checker.details, "failures": dict(run.failures), "recoveries": run.recoveries})

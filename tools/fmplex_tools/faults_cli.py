@@ -1,0 +1,75 @@
+"""``fmplex bench faults``: what users notice when things die."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress
+
+from fmplex_tools.bench.engine.command import FM, REPOSITORY, JsonFile, Repository, Seconds, Seed, Threads, carry_out
+from fmplex_tools.bench.fair.bench import Outcome
+from fmplex_tools.console import fail
+
+app = typer.Typer(no_args_is_help=True, help="What users notice when engines die, on a server of its own.")
+Vfms = Annotated[int, typer.Option(min=2, max=512, help="That are asked.")]
+
+
+@app.command()
+def kills(
+    times: Annotated[int, typer.Option("--kills", min=1, max=10_000, help="Faults, the kinds by turns.")] = 200,
+    vfms: Vfms = 32,
+    clients: Annotated[int, typer.Option(min=1, max=256, help="At a time, each in a closed loop.")] = 16,
+    threads: Threads = 0,
+    seed: Seed = 0,
+    json_file: JsonFile = None,
+    repository: Repository = REPOSITORY,
+) -> None:
+    """Kill, abort and stop engines, simulate a device fault and a full memory, all under load; check every answer.
+
+    Exits with 1 where a request fails or is answered wrongly, or recovering takes too long.
+
+    Examples:
+
+      fmplex bench faults kills
+
+      fmplex bench faults kills --kills 10 --vfms 8
+    """
+    from fmplex_tools.bench.faults import kills as scenario
+
+    def measure(progress: Progress, noted: dict[str, Any]) -> Outcome:
+        plan = scenario.KillsPlan(
+            source=repository, fm=FM, kills=times, vfms=vfms, clients=clients, threads=threads, seed=seed
+        )
+        outcome = scenario.kills(plan, progress, noted)
+        for wrong in outcome.details["wrong"]:
+            fail(wrong)
+        return outcome
+
+    carry_out("kills", measure, {"clients": clients, "threads": threads, "seed": seed}, json_file, None)
+
+
+@app.command()
+def poison(
+    seconds: Seconds = 300.0,
+    vfms: Vfms = 32,
+    rate: Annotated[float, typer.Option(min=1, max=1000, help="Requests a second to the others.")] = 20.0,
+    seed: Seed = 0,
+    json_file: JsonFile = None,
+    repository: Repository = REPOSITORY,
+) -> None:
+    """Have one vFM send rows that end every engine that runs them; the others must not notice.
+
+    Examples:
+
+      fmplex bench faults poison
+
+      fmplex bench faults poison --seconds 30 --vfms 8
+    """
+    from fmplex_tools.bench.faults import poison as scenario
+
+    def measure(progress: Progress, noted: dict[str, Any]) -> Outcome:
+        plan = scenario.PoisonPlan(source=repository, fm=FM, seconds=seconds, vfms=vfms, rate=rate, seed=seed)
+        return scenario.poison(plan, progress, noted)
+
+    carry_out("poison", measure, {"seconds": seconds, "rate": rate, "seed": seed}, json_file, None)
