@@ -101,7 +101,7 @@ class Kills:
         status = await asyncio.to_thread(self.made.status)
         recovered: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         now = time.monotonic()
-        os.kill(chance.choice(status["engine_pids"]), number)
+        os.kill(chance.choice([pid for pid in status["engine_pids"] if pid is not None]), number)
         self._waiting.append((now, recovered))
         try:
             return await asyncio.wait_for(recovered, LATEST)

@@ -13,6 +13,7 @@ import random
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
@@ -102,7 +103,7 @@ async def _phase(plan: PoisonPlan, caller: Caller, names: list[str], seconds: fl
 
 def poison(plan: PoisonPlan, progress: Progress, noted: dict[str, Any]) -> Outcome:
     """Try it on a server of its own; what the machine is goes into ``noted``."""
-    backbone = resolve(fm_settings(plan.source / plan.fm).backbone)
+    backbone = Path(resolve(fm_settings(plan.source / plan.fm).backbone))
     token = Tokenizer.from_file(str(backbone / "tokenizer.json")).token_to_id(WORD)
     if token is None:
         raise EngineFailure(f"the backbone's tokenizer has no token {WORD!r}")
@@ -132,7 +133,7 @@ async def _phases(plan: PoisonPlan, made: Arena, names: list[str]) -> Outcome:
     named = record["state"] == "quarantined" and names[0] in str(record["reason"])
     figures = [
         Figure(
-            part, f"the others' requests failed, of {len(during.latencies) + failed:,}", failed, "", "0", not failed
+            part, f"of {len(during.latencies) + failed:,} requests of the others, failed", failed, "", "0", not failed
         ),
         Figure(part, "the others' p99", 1e3 * during.p99, f"ms, quiet {1e3 * quiet.p99:.0f}"),
         Figure(part, "ratio", ratio, "×", f"≤ {P99_GOAL:g}×", ratio <= P99_GOAL),
