@@ -17,7 +17,7 @@ from fmplex_tools.bench.compare.markdown import as_markdown, most_tasks_as_markd
 from fmplex_tools.bench.compare.most_tasks import Target, Trial, best, most_tasks
 from fmplex_tools.bench.compare.plan import FLOOD, LOADS, REFERENCE, VARIATIONS, Plan
 from fmplex_tools.bench.compare.plots import draw
-from fmplex_tools.bench.compare.records import Cell, Failure, Record, Standing
+from fmplex_tools.bench.compare.records import Cell, Failure, Record, Standing, merged
 from fmplex_tools.bench.compare.verdicts import MEAN, Table, figures_of, worse
 from fmplex_tools.bench.compare.workload import digest, schedule
 
@@ -141,6 +141,15 @@ def test_to_json_and_back() -> None:
     found = record(cases=(*LOADS, FLOOD))
     found.failures.append(Failure("fifo", 8, 0, "why"))
     assert Record.from_data(json.loads(json.dumps(found.as_data()))) == found
+
+
+def test_runs_are_the_rounds_of_one() -> None:
+    one = record(cases=tuple(LOADS))
+    both = merged([one, one])
+    assert len(both.cells) == 2 * len(one.cells)
+    assert {cell.round for cell in both.cells} == {0, 1}
+    assert Table(both).rounds == 2
+    assert figures_of(both) == figures_of(one), "medians of the same"
 
 
 def test_plots(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import tempfile
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
+from fmplex_backend.errors import InvalidInput
 from fmplex_backend.processor import processor_name
 from fmplex_tools.bench.compare.agreement import Agreement, closed_agreement
 from fmplex_tools.bench.compare.comparison import Comparison
@@ -20,6 +22,7 @@ from fmplex_tools.bench.compare.deployments import DEPLOYMENTS
 from fmplex_tools.bench.compare.markdown import as_markdown, most_tasks_as_markdown
 from fmplex_tools.bench.compare.most_tasks import Target, Trial, best, most_tasks
 from fmplex_tools.bench.compare.plan import REFERENCE, Plan
+from fmplex_tools.bench.compare.records import Record, merged
 from fmplex_tools.bench.compare.started import start
 from fmplex_tools.bench.compare.verdicts import OURS, figures_of, worse
 from fmplex_tools.bench.engine.command import (
@@ -64,6 +67,10 @@ def compare(
     agreement: Annotated[
         bool, typer.Option("--agreement", help="Also: our load generator against perf_analyzer.")
     ] = False,
+    from_files: Annotated[
+        list[Path] | None,
+        typer.Option("--from", help="Measure nothing: report this --json file, or several as one.", exists=True),
+    ] = None,
     threads: Threads = 0,
     seed: Seed = 0,
     json_file: JsonFile = None,
@@ -87,6 +94,8 @@ def compare(
       fmplex bench compare --tasks 8 --deployments fmplex,best_effort --rounds 3
 
       fmplex bench compare --quick --deployments fmplex,best_effort --limits --agreement
+
+      fmplex bench compare --from monday.json --from tuesday.json --markdown compare.md
     """
 
     def measure(progress: Progress, noted: dict[str, Any]) -> Outcome:
@@ -102,14 +111,17 @@ def compare(
             seed=seed,
         )
         noted |= {**machine(), "seconds": plan.seconds, "rounds": rounds, "seed": seed}
-        comparison = Comparison(plan, progress)
-        try:
-            record = comparison.run()
-        except KeyboardInterrupt:
-            record = comparison.record
-            if not record.cells:
-                raise
-            noted["stopped"] = "early"  # an hour's work is worth telling
+        if from_files:
+            record = merged(read(file, noted) for file in from_files)
+        else:
+            comparison = Comparison(plan, progress)
+            try:
+                record = comparison.run()
+            except KeyboardInterrupt:
+                record = comparison.record
+                if not record.cells:
+                    raise
+                noted["stopped"] = "early"  # an hour's work is worth telling
         outcome = Outcome(figures_of(record), {"record": record.as_data()})
         text = as_markdown(record, noted)
         if limits and "stopped" not in noted:
@@ -141,6 +153,17 @@ def compare(
         return outcome
 
     carry_out("compare", measure, {}, json_file, None)
+
+
+def read(file: Path, noted: dict[str, Any]) -> Record:
+    """What an earlier run has found; its conditions go into ``noted``. Raises `InvalidInput`."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        record = Record.from_data(found["details"]["record"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidInput(f"{file}: not written by fmplex bench compare --json ({error!r})") from None
+    noted |= found["conditions"]
+    return record
 
 
 def machine() -> dict[str, Any]:

@@ -11,12 +11,15 @@ from fmplex_tools.bench.compare.records import Record
 from fmplex_tools.bench.compare.verdicts import CPU, MEAN, OURS, P99, RATE, STANDINGS, Measure, Table, worse
 
 WORST = 12
+_ALIKE = """On a CPU, private models compute with a thread each and FMplex has an engine with a thread for each core; what
+serves all tasks from one model uses every core. FMplex alone keeps weights packed for small batches, which torch does
+not do by itself."""
 
 
 def as_markdown(record: Record, conditions: Mapping[str, object]) -> str:
     """The whole report."""
     table = Table(record)
-    parts = [", ".join(f"{name.replace('_', ' ')} {value}" for name, value in conditions.items()) + "."]
+    parts = [", ".join(f"{name.replace('_', ' ')} {value}" for name, value in conditions.items()) + ".", _ALIKE]
     parts += _worse(record)
     for tasks in table.tasks:
         for measure in (MEAN, P99):

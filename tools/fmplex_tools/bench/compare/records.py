@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,6 +95,21 @@ class Record:
         ]
         standings = [Standing(**standing) for standing in data["standings"]]
         return cls(dict(data["capacity"]), standings, cells, [Failure(**failure) for failure in data["failures"]])
+
+
+def merged(records: Iterable[Record]) -> Record:
+    """Several runs as the rounds of one; the capacities are those of the last one that measured them."""
+    whole, rounds = Record(), 0
+    for record in records:
+        whole.capacity |= record.capacity
+        for into, items in (
+            (whole.standings, record.standings),
+            (whole.cells, record.cells),
+            (whole.failures, record.failures),
+        ):
+            into += [dataclasses.replace(item, round=item.round + rounds) for item in items]  # type: ignore[arg-type, type-var]
+        rounds = 1 + max((cell.round for cell in whole.cells), default=-1)
+    return whole
 
 
 def _summary(data: dict[str, Any]) -> Summary:
