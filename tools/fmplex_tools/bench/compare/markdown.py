@@ -11,9 +11,9 @@ from fmplex_tools.bench.compare.records import Record
 from fmplex_tools.bench.compare.verdicts import CPU, MEAN, OURS, P99, RATE, STANDINGS, Measure, Table, worse
 
 WORST = 12
-_ALIKE = """On a CPU, private models compute with a thread each and FMplex has an engine with a thread for each core; what
-serves all tasks from one model uses every core. FMplex alone keeps weights packed for small batches, which torch does
-not do by itself."""
+_ALIKE = """On a CPU, private models compute with a thread each and FMplex has an engine with a thread for each core;
+what serves all tasks from one model uses every core. FMplex alone keeps weights packed for small batches, which torch
+does not do by itself."""
 
 
 def as_markdown(record: Record, conditions: Mapping[str, object]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from fmplex_tools.bench.compare.answers import Summary
 
@@ -64,6 +64,9 @@ class Failure:
     reason: str
 
 
+_Item = TypeVar("_Item", Standing, Cell, Failure)
+
+
 @dataclass
 class Record:
     """All of it."""
@@ -102,14 +105,15 @@ def merged(records: Iterable[Record]) -> Record:
     whole, rounds = Record(), 0
     for record in records:
         whole.capacity |= record.capacity
-        for into, items in (
-            (whole.standings, record.standings),
-            (whole.cells, record.cells),
-            (whole.failures, record.failures),
-        ):
-            into += [dataclasses.replace(item, round=item.round + rounds) for item in items]  # type: ignore[arg-type, type-var]
+        whole.standings += _later(record.standings, rounds)
+        whole.cells += _later(record.cells, rounds)
+        whole.failures += _later(record.failures, rounds)
         rounds = 1 + max((cell.round for cell in whole.cells), default=-1)
     return whole
+
+
+def _later(items: list[_Item], rounds: int) -> list[_Item]:
+    return [dataclasses.replace(item, round=item.round + rounds) for item in items]
 
 
 def _summary(data: dict[str, Any]) -> Summary:
