@@ -13,6 +13,7 @@ import transformers
 from hypothesis import settings
 from support.live import LiveServer, serve
 from support.recipes import RECIPES, write_vfm
+from support.served import make_small_repository
 from support.tiny import make_tiny_bert
 
 from fmplex_tools.console import out
@@ -36,6 +37,12 @@ WITHOUT_DEMO = "FMPLEX_TESTS_WITHOUT_DEMO"
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random BERT: hidden size 32, two layers, a pooler."""
     return make_tiny_bert(tmp_path_factory.mktemp("backbone") / "tiny")
+
+
+@pytest.fixture
+def small_repository(tmp_path: Path, tiny_backbone: Path) -> Path:
+    """See `make_small_repository`."""
+    return make_small_repository(tmp_path, tiny_backbone)
 
 
 @pytest.fixture(scope="session")
