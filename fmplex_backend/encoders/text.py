@@ -22,18 +22,13 @@ class EncodedRow:
 
     tokens: Tokens
     """``input_ids`` int32 [tokens], and ``token_type_ids`` int8 [tokens] where the row is a pair."""
-    encoding: Any
-    """The tokenizer's own record of it, for `offsets`."""
+    offsets: list[tuple[int, int]] | None = None
+    """Per token, the characters of the text that it stands for, (0, 0) for special tokens; where that was asked for."""
 
     @property
     def size(self) -> int:
         """Length in tokens, special tokens included."""
         return len(self.tokens["input_ids"])
-
-    @property
-    def offsets(self) -> list[tuple[int, int]]:
-        """Per token, the characters of the text that it stands for; (0, 0) for special tokens."""
-        return list(self.encoding.offsets)
 
 
 class TextEncoder:
@@ -47,20 +42,28 @@ class TextEncoder:
         self._lock = Lock()  # truncation is a setting of the tokenizer, not an argument
 
     def encode(
-        self, spec: EncoderSpec, texts: Sequence[bytes | str], pairs: Sequence[bytes | str] | None
+        self,
+        spec: EncoderSpec,
+        texts: Sequence[bytes | str],
+        pairs: Sequence[bytes | str] | None,
+        *,
+        offsets: bool = False,
     ) -> list[EncodedRow]:
-        """Encode one request's rows. Raises `InvalidInput` naming the row, the value and the limit."""
+        """Encode one request's rows. Raises `InvalidInput` naming the row, the value and the limit.
+
+        ``offsets``: whether they are wanted; they take ten times the memory of the tokens.
+        """
         if spec.pair != (pairs is not None):
             raise InvalidInput(
                 "takes a pair of texts, so 'text_pair' must be given" if spec.pair else "takes no 'text_pair'"
             )
         firsts = [prepare(text, spec, f"row {row}: text") for row, text in enumerate(texts)]
         if pairs is None:
-            return self._tokenize(spec, firsts)
+            return self._tokenize(spec, firsts, offsets)
         seconds = [prepare(text, spec, f"row {row}: text_pair", prefix=False) for row, text in enumerate(pairs)]
-        return self._tokenize(spec, list(zip(firsts, seconds, strict=True)))
+        return self._tokenize(spec, list(zip(firsts, seconds, strict=True)), offsets)
 
-    def _tokenize(self, spec: EncoderSpec, rows: Sequence[str | tuple[str, str]]) -> list[EncodedRow]:
+    def _tokenize(self, spec: EncoderSpec, rows: Sequence[str | tuple[str, str]], offsets: bool) -> list[EncodedRow]:
         limit = spec.max_length or self._facts.max_length
         with self._lock:
             if spec.truncation:
@@ -68,9 +71,9 @@ class TextEncoder:
             else:
                 self._tokenizer.no_truncation()
             encodings = self._tokenizer.encode_batch(rows)
-        return [self._row(row, encoding, limit, spec.pair) for row, encoding in enumerate(encodings)]
+        return [self._row(row, encoding, limit, spec.pair, offsets) for row, encoding in enumerate(encodings)]
 
-    def _row(self, row: int, encoding: Any, limit: int, pair: bool) -> EncodedRow:
+    def _row(self, row: int, encoding: Any, limit: int, pair: bool, offsets: bool) -> EncodedRow:
         ids = np.array(encoding.ids, dtype=np.int32)
         if len(ids) > limit:
             raise InvalidInput(f"row {row}: text has {len(ids)} tokens, the limit is {limit}; shorten it")
@@ -79,7 +82,7 @@ class TextEncoder:
         tokens: Tokens = {"input_ids": ids}
         if pair and self._facts.token_type_ids:
             tokens["token_type_ids"] = np.array(encoding.type_ids, dtype=np.int8)
-        return EncodedRow(tokens, encoding)
+        return EncodedRow(tokens, list(encoding.offsets) if offsets else None)
 
 
 def prepare(text: bytes | str, spec: EncoderSpec, where: str, *, prefix: bool = True) -> str:

@@ -23,7 +23,7 @@ VFM_EDGES = (1, 2, 4, 8, 16, 32, 64)
 Outcome = Literal["served", "rejected", "expired", "failed", "invalid", "cancelled"]
 REQUEST_OUTCOMES: tuple[Outcome, ...] = ("served", "rejected", "expired", "failed", "invalid")
 ROW_OUTCOMES: tuple[Outcome, ...] = (*REQUEST_OUTCOMES, "cancelled")
-REJECTIONS = ("queue_full", "rate_limit")
+REJECTIONS = ("queue_full", "rate_limit", "fm_full")
 EXPIRIES = ("passed", "unreachable")
 
 

@@ -58,6 +58,7 @@ class FMHost:
         engines = [EngineProcess(device, self.settings, self._fork_server) for device in devices]
         self._replies: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         scheduler = make_queue(self.settings.policy, self.settings.max_batch_rows, UNKNOWN)
+        scheduler.max_waiting_rows = self.settings.max_waiting_rows
         slots, ahead = self.settings.adapter_slots, self.settings.ahead
         scheduler.change_slots(slots)
         self._dispatcher = Dispatcher(

@@ -15,7 +15,7 @@ from fmplex_backend.host.registry import Registry
 from fmplex_backend.host.requests import Ask, Member, Pending, RowTask
 from fmplex_backend.host.routes import Blocked, Serving
 from fmplex_backend.repository.sockets import STATUS_OUTPUT, parse_output_name
-from fmplex_backend.scheduling.interface import QueueFull, Rejected, Row
+from fmplex_backend.scheduling.interface import Rejected, Row
 
 
 class Intake:
@@ -70,14 +70,12 @@ class Intake:
             self._meter.refused(vfms, count, "invalid")
             raise
         except Rejected as no:
-            full = isinstance(no, QueueFull)
-            parameter = "max_queue_size" if full else "rate_limit_rows_per_second"
             if no.hopeless:
                 self._meter.refused(vfms, count, "invalid")
-                raise InvalidInput(f"{no}; ask for at most {no.limit} at a time ({parameter})") from None
-            self._meter.refused(vfms, count, "rejected", "queue_full" if full else "rate_limit")
+                raise InvalidInput(f"{no}; ask for at most {no.limit} at a time ({no.parameter})") from None
+            self._meter.refused(vfms, count, "rejected", no.reason)
             wait = math.ceil(no.wait * 1e3)
-            raise Unavailable(f"{no} ({parameter}); retry in {wait} ms") from None
+            raise Unavailable(f"{no} ({no.parameter}); retry in {wait} ms") from None
 
     def _wanted(self, outputs: frozenset[str]) -> dict[int, frozenset[str]]:
         """Port → sockets that are asked of it."""
@@ -111,7 +109,8 @@ class Intake:
                 kind = generation.artifact.kind
                 raise InvalidInput(f"kind {kind!r} does not fill socket {min(missing)!r}")
             texts, pairs = _texts(request.ask.inputs)
-            encoded = self._encoder.encode(generation.artifact.encoder, texts, pairs)
+            by_token = generation.artifact.kind == "token_classification"
+            encoded = self._encoder.encode(generation.artifact.encoder, texts, pairs, offsets=by_token)
         except InvalidInput as error:
             raise InvalidInput(f"vFM {generation.vfm!r}: {error}") from None
         member = Member(generation, port, sockets, [None] * len(encoded))

@@ -48,6 +48,8 @@ class FMSettings(_Parameters):
     ports: Annotated[int, Field(ge=1, le=16384)] = 1024
     max_batch_rows: Annotated[int, Field(ge=1, le=4096)] = 64
     """Most rows in one batch of the engine."""
+    max_waiting_rows: Annotated[int, Field(ge=1, le=1 << 24)] = 16384
+    """Rows of all vFMs that may wait; beyond it, only vFMs with less than their even part of it may queue more."""
     adapter_slots: Annotated[int, Field(ge=1, le=4096)] = 64
     """Adapters on an engine's device at a time, and so in one batch; those used least recently make room."""
     adapter_memory_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 4096

@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 
 from fmplex_backend.scheduling.cost import CostModel
 from fmplex_backend.scheduling.interface import (
+    AllFull,
     Batch,
     Decision,
     Queue,
@@ -88,6 +89,8 @@ class PolicyQueue(Queue, Generic[StateT]):
         self.max_batch_rows = max_batch_rows
         self.slots = max_batch_rows
         """Most adapters in a batch."""
+        self.max_waiting_rows: int | None = None
+        """Of all vFMs together; each may have its even part of them whatever the others have."""
         self.cost = cost
         self.k = 1.0
         """How much slower the device is than the cost model, as measured lately."""
@@ -207,6 +210,10 @@ class PolicyQueue(Queue, Generic[StateT]):
         policy = state.policy
         if (over := state.waiting + rows - policy.max_queue_size) > 0:
             raise QueueFull(state.name, rows, state.waiting, policy.max_queue_size, self._until_room(state, over))
+        most = self.max_waiting_rows
+        if most is not None and self._waiting + rows > most and state.waiting + rows > most // len(self._vfms):
+            over = self._waiting + rows - most
+            raise AllFull(state.name, rows, state.waiting, self._waiting, most, self._until_room(state, over))
         if policy.rate is not None:
             tokens = self._tokens(state, now)
             if rows > tokens + 1e-9:  # a caller that waits as told must find what rounding took

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Container, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from fmplex_backend.scheduling.cost import CostModel
 
@@ -101,6 +101,11 @@ class Decision:
 class Rejected(Exception):
     """The rows of one request were not taken; the message says why. ``wait``: seconds until it may go better."""
 
+    parameter: ClassVar[str] = ""
+    """That would have to be larger."""
+    reason: ClassVar[str] = ""
+    """In a word, for who counts."""
+
     def __init__(self, message: str, vfm: str, rows: int, limit: int, wait: float) -> None:
         super().__init__(message)
         self.vfm, self.rows, self.limit, self.wait = vfm, rows, limit, wait
@@ -114,6 +119,8 @@ class Rejected(Exception):
 class QueueFull(Rejected):
     """The vFM's queue has no room for ``rows`` more; ``waiting`` are in it, ``limit`` is its size."""
 
+    parameter, reason = "max_queue_size", "queue_full"
+
     def __init__(self, vfm: str, rows: int, waiting: int, limit: int, wait: float) -> None:
         message = f"vFM {vfm!r}: no room for {rows} more rows in its queue, {waiting} of {limit} wait"
         super().__init__(message, vfm, rows, limit, wait)
@@ -123,10 +130,22 @@ class QueueFull(Rejected):
 class RateExceeded(Rejected):
     """The vFM has had more rows than its rate limit allows; ``limit`` is the most at once."""
 
+    parameter, reason = "rate_limit_rows_per_second", "rate_limit"
+
     def __init__(self, vfm: str, rows: int, rate: float, burst: int, wait: float) -> None:
         message = f"vFM {vfm!r}: {rows} more rows exceed its rate limit of {rate:g} rows/s (bursts of {burst})"
         super().__init__(message, vfm, rows, burst, wait)
         self.rate = rate
+
+
+class AllFull(Rejected):
+    """All vFMs together have no room, and this one has its even part of it already; ``limit`` is what all may have."""
+
+    parameter, reason = "max_waiting_rows", "fm_full"
+
+    def __init__(self, vfm: str, rows: int, waiting: int, all_waiting: int, limit: int, wait: float) -> None:
+        whose = f"{all_waiting} of {limit} wait in all, {waiting} of them are its own"
+        super().__init__(f"vFM {vfm!r}: no room for {rows} more rows, {whose}", vfm, rows, limit, wait)
 
 
 class Queue(ABC):

@@ -15,7 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from fmplex_backend.scheduling.base import CLIP, PolicyQueue
 from fmplex_backend.scheduling.cost import CostModel
-from fmplex_backend.scheduling.interface import Batch, QueueFull, RateExceeded, Rejected, Row, VfmPolicy
+from fmplex_backend.scheduling.interface import AllFull, Batch, QueueFull, RateExceeded, Rejected, Row, VfmPolicy
 from fmplex_backend.scheduling.policies import PolicyName, make_queue
 
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
@@ -300,6 +300,40 @@ def test_a_batch_put_back_costs_nobody(queue: PolicyQueue[Any]) -> None:
         queue.submit(rows(name, LIMIT), 1)
     firsts = [row.vfm for _ in range(3) for row in batch_of(queue, 1).rows]
     assert firsts.count("a") >= 4
+
+
+def test_all_may_be_full_but_each_has_its_even_part(queue: PolicyQueue[Any]) -> None:
+    queue.max_waiting_rows = 12
+    for name in NAMES:
+        queue.change_vfm(name, VfmPolicy(max_queue_size=100), 0)
+    queue.submit(rows("a", 12), 0)
+    queue.check("b", 4, 0)
+    queue.submit(rows("b", 3), 0)
+    with pytest.raises(AllFull, match=r"vFM 'b': no room for 2 more rows, 15 of 12 wait in all, 3 of them are its own"):
+        queue.submit(rows("b", 2), 0)
+    queue.submit(rows("b", 1), 0)
+    with pytest.raises(AllFull) as caught:
+        queue.check("a", 1, 0)
+    assert caught.value.wait > 0
+    assert not caught.value.hopeless
+    assert (queue.waiting("a"), queue.waiting("b"), queue.waiting()) == (12, 4, 16)
+
+
+def test_rows_of_one_vfm(queue: PolicyQueue[Any]) -> None:
+    mine = rows("a", 6)
+    queue.submit(mine, 0)
+    queue.submit(rows("b", 2), 0)
+    queue.cancel(mine[0])
+    ran = batch_of(queue)
+    waiting = {row.payload for row in mine[1:]} - {row.payload for row in ran.rows if row.vfm == "a"}
+    assert {row.payload for row in queue.rows_of("a")} == waiting
+    assert queue.rows_of("nobody") == []
+
+
+def test_fewer_rows_in_a_batch_from_now_on(queue: PolicyQueue[Any]) -> None:
+    queue.submit(rows("a", LIMIT), 0)
+    queue.change_max_batch_rows(2)
+    assert len(batch_of(queue).rows) == 2
 
 
 def test_removed_vfm_drains(queue: PolicyQueue[Any]) -> None:

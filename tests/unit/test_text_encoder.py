@@ -35,7 +35,7 @@ def test_same_tokens_as_transformers(
     encoder: TextEncoder, tokenizer: Any, text: str, pair: str | None, limit: int | None
 ) -> None:
     spec = EncoderSpec(max_length=limit, pair=pair is not None)
-    (row,) = encoder.encode(spec, [text], None if pair is None else [pair])
+    (row,) = encoder.encode(spec, [text], None if pair is None else [pair], offsets=True)
     wanted = tokenizer(text, pair, truncation="longest_first", max_length=limit or 64, return_offsets_mapping=True)
     assert row.tokens["input_ids"].tolist() == wanted["input_ids"]
     assert row.size == len(wanted["input_ids"]) <= (limit or 64)

@@ -75,13 +75,16 @@ class Backbone:
     ) -> Encoded:
         """Token ids by the server's own encoder; with ``words`` also the word of each token. Raises `InvalidInput`."""
         rows = self._encoder.encode(
-            spec, [text.encode() for text in texts], None if pairs is None else [pair.encode() for pair in pairs]
+            spec,
+            [text.encode() for text in texts],
+            None if pairs is None else [pair.encode() for pair in pairs],
+            offsets=words,
         )
         if not words:
             return Encoded([row.tokens for row in rows])
         starts = [[0] + [place + 1 for place, char in enumerate(text) if char == " "] for text in texts]
         of_word = [
-            [bisect_right(start, begin) - 1 if end > begin else None for begin, end in row.offsets]
+            [bisect_right(start, begin) - 1 if end > begin else None for begin, end in row.offsets or ()]
             for start, row in zip(starts, rows, strict=True)
         ]
         return Encoded([row.tokens for row in rows], of_word)
