@@ -15,7 +15,7 @@ import tritonclient.grpc as grpc
 import tritonclient.http as http
 import trustme
 from support.live import ask, wait_for
-from support.served import Served, run, serving
+from support.served import Served, make_small_repository, run, serving
 from tritonclient.utils import InferenceServerException
 
 from fmplex_client import Client, InvalidRequest
@@ -32,6 +32,7 @@ class Secured:
     """A secure server with the vFMs ``good``, which has a token, and its certificates."""
 
     served: Served
+    repository: Path
     token: str
     admin_key: str
     root: Path
@@ -57,9 +58,10 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def secured(small_repository: Path, certificates: Path) -> Iterator[Secured]:
-    made = run("task", "token", "good", "-r", str(small_repository))
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path, certificates: Path) -> Iterator[Secured]:
+    repository = make_small_repository(tmp_path_factory.mktemp("secure"), tiny_backbone)
+    made = run("task", "token", "good", "-r", str(repository))
     assert made.returncode == 0, made.stderr
     token = made.stdout.strip()
     options = [
@@ -69,12 +71,12 @@ def secured(small_repository: Path, certificates: Path) -> Iterator[Secured]:
         "--tls-key",
         str(certificates / "server.key"),
     ]
-    with serving(small_repository, *options) as served:
+    with serving(repository, *options) as served:
         served.wait_ready()
         [line] = (line for line in served.printed.splitlines() if "only with the admin key of" in line)
         key_file = Path(line.rpartition(" of ")[2].strip(" │"))
         assert key_file.stat().st_mode & 0o777 == 0o600
-        yield Secured(served, token, key_file.read_text().strip(), certificates / "root.pem")
+        yield Secured(served, repository, token, key_file.read_text().strip(), certificates / "root.pem")
     assert not key_file.exists()
 
 
@@ -148,9 +150,10 @@ def test_our_client_and_plain_ones(secured: Secured) -> None:
         grpc_core.channel_ready_future(channel).result(timeout=3)
 
 
-def test_tokens_come_and_go_while_it_serves(secured: Secured, small_repository: Path) -> None:
-    served = secured.served
-    second = run("task", "token", "good", "-r", str(small_repository)).stdout.strip()
+def test_tokens_come_and_go_while_it_serves(secured: Secured) -> None:
+    """The last one: it takes the tokens away."""
+    served, repository = secured.served, str(secured.repository)
+    second = run("task", "token", "good", "-r", repository).stdout.strip()
 
     def good(token: str) -> bool:
         with Client(served.http, token=token) as client:
@@ -161,7 +164,7 @@ def test_tokens_come_and_go_while_it_serves(secured: Secured, small_repository: 
 
     wait_for(lambda: good(second), 30, "the second token")
     assert good(secured.token)
-    assert run("task", "token", "good", "--revoke", "-r", str(small_repository)).returncode == 0
+    assert run("task", "token", "good", "--revoke", "-r", repository).returncode == 0
     wait_for(lambda: good(""), 30, "anybody may ask")
     [record] = [vfm for vfm in fetch_status(served.http, "tiny")["vfms"] if vfm["name"] == "good"]
     assert record["access"] == "anybody"
