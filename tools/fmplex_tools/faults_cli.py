@@ -73,3 +73,33 @@ def poison(
         return scenario.poison(plan, progress, noted)
 
     carry_out("poison", measure, {"seconds": seconds, "rate": rate, "seed": seed}, json_file, None)
+
+
+@app.command()
+def servers(
+    times: Annotated[
+        int, typer.Option("--kills", min=1, max=10_000, help="Of hosts and of tritonserver, by turns.")
+    ] = 40,
+    vfms: Vfms = 8,
+    clients: Annotated[int, typer.Option(min=1, max=256, help="Of fmplex_client, each in a closed loop.")] = 8,
+    seed: Seed = 0,
+    json_file: JsonFile = None,
+    repository: Repository = REPOSITORY,
+) -> None:
+    """Kill the host and tritonserver under `fmplex serve`, again and again, with clients of ours asking all the time.
+
+    Exits with 1 where a request is lost or answered wrongly. Each kill takes about as long as a start.
+
+    Examples:
+
+      fmplex bench faults servers
+
+      fmplex bench faults servers --kills 4
+    """
+    from fmplex_tools.bench.faults import servers as scenario
+
+    def measure(progress: Progress, noted: dict[str, Any]) -> Outcome:
+        plan = scenario.ServersPlan(source=repository, fm=FM, kills=times, vfms=vfms, clients=clients, seed=seed)
+        return scenario.servers(plan, progress, noted)
+
+    carry_out("servers", measure, {"vfms": vfms, "seed": seed}, json_file, None)
