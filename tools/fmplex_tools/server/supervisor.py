@@ -48,6 +48,7 @@ class Supervisor:
         self.server.start()
         self.server.wait_ready(self._timeout, stop)
         self._ready_at = time.monotonic()
+        self._note_regions()
         self._fms = [fm for fm in physical_fms(self.server.options.repository) if self._serves(fm)]
 
     def _serves(self, fm: str) -> bool:

@@ -1,10 +1,16 @@
-"""The comparison itself: each deployment after the other on the same machine, under the same loads."""
+"""The comparison itself: each deployment after the other on the same machine, under the same loads.
+
+1. For each number of tasks every deployment is started alone: right answers, memory, time to ready and for a task more.
+2. Then all are up, all but one of them stopped, and take turns: each load on each of them, as many times as there are
+   rounds. What comes over the machine in minutes so comes over all.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,47 +52,88 @@ class Comparison:
     def run(self) -> Record:
         """Measure everything; a deployment that fails is a `Failure`, and the others go on."""
         self.plan.check()
-        sizes = [(number, tasks) for number in range(self.plan.rounds) for tasks in self.plan.tasks]
-        line = self.progress.add_task("", total=len(sizes) * len(self.plan.deployments))
-        for position, (number, tasks) in enumerate(sizes):
-            for name in self.plan.order(position):
-                try:
-                    self._measure(name, tasks, number, line)
-                except FMplexError as error:
-                    self.record.failures.append(Failure(name, tasks, number, str(error)))
-                    if name == REFERENCE:  # without it, nobody knows what a middle load is
-                        raise
+        for tasks in self.plan.tasks:
+            line = self.progress.add_task("", total=len(self.plan.deployments))
+            for name in self.plan.order(0):
+                with self._noting(name, tasks):
+                    self._stand(name, tasks, line)
                 self.progress.advance(line)
-        self.progress.remove_task(line)
+            self.progress.remove_task(line)
+            self._load(tasks)
         return self.record
 
-    def _measure(self, name: str, tasks: int, number: int, line: TaskID) -> None:
-        plan, title = self.plan, f"{DEPLOYMENTS[name].title}, {tasks} tasks"
-        self.progress.update(line, description=title)
+    @contextlib.contextmanager
+    def _noting(self, name: str, tasks: int) -> Iterator[None]:
+        try:
+            yield
+        except FMplexError as error:
+            self.record.failures.append(Failure(name, tasks, 0, str(error)))
+            if name == REFERENCE:  # without it, nobody knows what a middle load is
+                raise
+
+    @contextlib.contextmanager
+    def _started(self, name: str, tasks: int) -> Iterator[Started]:
+        plan = self.plan
         with (
             tempfile.TemporaryDirectory(prefix="fmplex-bench-") as folder,
             start(
                 DEPLOYMENTS[name], Path(folder), plan.source, plan.fm, tasks, seed=plan.seed, threads=plan.threads
             ) as started,
         ):
+            yield started
+
+    def _stand(self, name: str, tasks: int, line: TaskID) -> None:
+        """What a deployment is without load, while no other one runs; of the reference also the most it can do."""
+        title = f"{DEPLOYMENTS[name].title}, {tasks} tasks"
+        self.progress.update(line, description=f"{title}: starting")
+        with self._started(name, tasks) as started:
             self.progress.update(line, description=f"{title}: are the answers right?")
             difference = parity.check(started, expected=self._answers(started, tasks))
             if name == REFERENCE:
-                for lengths in plan.lengths(tasks):
+                for lengths in self.plan.lengths(tasks):
                     self.progress.update(line, description=f"{title}: the most it can do, {lengths} rows")
                     self.record.capacity[key(tasks, lengths)] = self._capacity(started, tasks, lengths)
             memory = started.memory()
-            for case in plan.cases(
-                tasks, {kind: self.record.capacity[key(tasks, kind)] for kind in plan.lengths(tasks)}
-            ):
-                self.progress.update(line, description=f"{title}: {case.name}")
-                self.record.cells.append(self._cell(started, tasks, number, case))
             self.progress.update(line, description=f"{title}: one task more")
             added = add_task(started)
             fence = started.fences.how if started.fences else ""
             self.record.standings.append(
-                Standing(name, tasks, number, fence, started.ready_seconds, added, memory, difference)
+                Standing(name, tasks, 0, fence, started.ready_seconds, added, memory, difference)
             )
+
+    def _load(self, tasks: int) -> None:
+        """All loads, on all deployments by turns: a machine that is slower for a while is so for all of them.
+
+        All are up at the same time, and all but one stopped in their tracks.
+        """
+        names = [s.deployment for s in self.record.standings if s.tasks == tasks]
+        kinds = self.plan.lengths(tasks)
+        cases = self.plan.cases(tasks, {kind: self.record.capacity[key(tasks, kind)] for kind in kinds})
+        line = self.progress.add_task("", total=len(names) * (1 + len(cases) * self.plan.rounds))
+        with contextlib.ExitStack() as stack:
+            running: dict[str, Started] = {}
+            for name in names:
+                self.progress.update(line, advance=1, description=f"{DEPLOYMENTS[name].title}, {tasks} tasks: starting")
+                with self._noting(name, tasks):
+                    running[name] = stack.enter_context(self._started(name, tasks))
+                    running[name].pause()
+            for case in cases:
+                for number in range(self.plan.rounds):
+                    for name in self.plan.order(number):
+                        if name in running:
+                            title = f"{DEPLOYMENTS[name].title}, {tasks} tasks: {case.name}"
+                            self.progress.update(line, advance=1, description=title)
+                            with self._noting(name, tasks):
+                                self.record.cells.append(self._turn(running[name], tasks, number, case))
+        self.progress.remove_task(line)
+
+    def _turn(self, started: Started, tasks: int, number: int, case: Case) -> Cell:
+        started.resume()
+        try:
+            started.wait_answer(0)
+            return self._cell(started, tasks, number, case)
+        finally:
+            started.pause()
 
     def _answers(self, started: Started, tasks: int) -> list[Array]:
         if tasks not in self._expected:

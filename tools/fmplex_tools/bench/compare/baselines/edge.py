@@ -11,7 +11,7 @@ import triton_python_backend_utils as pb_utils
 
 from fmplex_backend.errors import FMplexError
 from fmplex_tools.bench.compare.baselines.interface import PROBABILITIES, SELECTOR, TEXT, Answer, Model, Rows, Settings
-from fmplex_tools.bench.compare.fence import join
+from fmplex_tools.bench.compare.fence import join, may_join_late
 
 
 class Baseline(ABC):
@@ -24,14 +24,18 @@ class Baseline(ABC):
         """Load the model; import what it needs."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Join the fence, then load."""
+        """Load, and join the fence: before that where it must stand first, as soon as it is loaded where it may."""
         parameters = json.loads(args["model_config"])["parameters"]
         settings = Settings.parse({key: value["string_value"] for key, value in parameters.items()})
-        join(settings.fence)
+        late = may_join_late(settings.fence)
+        if not late:
+            join(settings.fence)
         import torch  # inside the fence, like all that it starts
 
         torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
         self._model = self.make(settings)
+        if late:
+            join(settings.fence)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer a dynamic batch: as many responses as requests."""
