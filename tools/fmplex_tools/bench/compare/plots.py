@@ -30,32 +30,33 @@ def draw(record: Record, folder: Path) -> list[Path]:
 
 
 def _load(table: Table, file: Path) -> Path:
-    """Mean and p99 over the answers a second, a column for each number of tasks."""
+    """Mean, p99 and answers a second over what is asked for, a column for each number of tasks."""
     from matplotlib import pyplot
 
     counts = table.tasks
+    size = (max(7.0, 3.2 * len(counts) + 1), 7.0)
     figure, grid = pyplot.subplots(
-        2, len(counts), figsize=(3.2 * len(counts) + 1, 5.2), dpi=DPI, layout="constrained", squeeze=False, sharey="row"
+        3, len(counts), figsize=size, dpi=DPI, layout="constrained", squeeze=False, sharex=True, sharey="row"
     )
+    parts = [100 * part for part in LOADS.values()]
     for column, tasks in enumerate(counts):
-        for row, measure in enumerate((MEAN, P99)):
+        for row, measure in enumerate((MEAN, P99, RATE)):
             axes = grid[row][column]
             for name, mark in zip(table.deployments, MARKS, strict=False):
-                rates = [table.value(RATE, name, tasks, case) for case in LOADS]
                 axes.plot(
-                    rates, [table.value(measure, name, tasks, case) for case in LOADS], mark + "-", label=title_of(name)
+                    parts, [table.value(measure, name, tasks, case) for case in LOADS], mark + "-", label=title_of(name)
                 )
-            axes.set(yscale="log", xlim=(0, None), title=f"{tasks} tasks" if row == 0 else "")
+            axes.set(yscale="linear" if measure is RATE else "log", title=f"{tasks} tasks" if row == 0 else "")
             axes.grid(alpha=0.3)
-        grid[1][column].set_xlabel("answers a second")
-    grid[0][0].set_ylabel("mean, ms")
-    grid[1][0].set_ylabel("p99, ms")
+        grid[2][column].set(xlabel="load, % of what best-effort co-location can do", xticks=parts, ylim=(0, None))
+    for axes, label in zip(grid[:, 0], ("mean, ms", "p99, ms", "answers a second"), strict=True):
+        axes.set_ylabel(label)
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
     return _save(figure, file)
 
 
 def _distributions(table: Table, tasks: int, file: Path) -> Path:
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, row = pyplot.subplots(1, len(LOADS), figsize=(10.0, 3.2), dpi=DPI, layout="constrained", sharey=True)
     for axes, case in zip(row, LOADS, strict=True):
@@ -63,6 +64,11 @@ def _distributions(table: Table, tasks: int, file: Path) -> Path:
             for cell in table.cells(name, tasks, case)[:1]:
                 axes.plot([ms for ms, _ in cell.cdf], [part for _, part in cell.cdf], label=title_of(name))
         axes.set(xscale="log", xlabel=f"ms, {case} load", ylim=(0, 1))
+        axes.xaxis.set(
+            major_locator=ticker.LogLocator(subs=(1, 3)),
+            major_formatter=ticker.StrMethodFormatter("{x:g}"),
+            minor_formatter=ticker.NullFormatter(),
+        )
         axes.grid(alpha=0.3)
     row[0].set_ylabel(f"part of the requests, {tasks} tasks")
     figure.legend(*row[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
