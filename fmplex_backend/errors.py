@@ -25,6 +25,10 @@ class FMplexError(Exception):
 
     code: ClassVar[Code] = "INTERNAL"
 
+    def again(self) -> FMplexError:
+        """Another one that says the same; to be raised of an error that is kept, which would gather every traceback."""
+        return type(self)(*self.args)
+
 
 class InvalidInput(FMplexError):
     """The request itself is wrong; sending it again cannot help."""

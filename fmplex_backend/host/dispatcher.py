@@ -257,7 +257,7 @@ class Dispatcher:
                 return False
             for member in request.members:
                 if member.generation.quarantine is not None:
-                    raise member.generation.quarantine
+                    raise member.generation.quarantine.again()
             for group in rows:
                 try:
                     self._queue.submit(group, now)

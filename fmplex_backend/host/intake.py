@@ -63,6 +63,10 @@ class Intake:
         """Queue the rows of ``request``; False where a generation was retired meanwhile. Raises `FMplexError`."""
         vfms = [serving.generation.vfm for _, serving, _ in parts]
         count = max((len(array) for array in request.ask.inputs.values()), default=0)
+        for _, serving, _ in parts:  # before work is done on them; `submit` looks once more
+            if (quarantine := serving.generation.quarantine) is not None:
+                self._meter.refused(vfms, count, "failed")
+                raise quarantine.again()
         try:
             self._dispatcher.check(vfms, count)
             return self._dispatcher.submit(request, [self._rows(request, *part) for part in parts])
@@ -98,7 +102,7 @@ class Intake:
         if route is None:
             raise NotFound(f"port {port} of physical FM {self._fm!r} has no vFM")
         if isinstance(route, Blocked):
-            raise route.error
+            raise route.error.again()
         return route
 
     def _rows(self, request: Pending, port: int, serving: Serving, sockets: frozenset[str]) -> list[Row]:
