@@ -34,7 +34,6 @@ from fmplex_tools.tasks import release_task
 from fmplex_tools.top.scrape import scrape
 
 WORD = "poison"
-"""One token, which no other text has."""
 POISON_EVERY = 0.5
 P99_GOAL = 1.5
 WARM = 3.0
@@ -48,6 +47,8 @@ class PoisonPlan(FleetPlan):
 
     seconds: float = 300.0
     vfms: int = 32
+    word: str = WORD
+    """That ends engines: one token of the backbone's, in no other text."""
     rate: float = 20.0
     """Requests a second to all the others together, one row each."""
 
@@ -104,9 +105,9 @@ async def _phase(plan: PoisonPlan, caller: Caller, names: list[str], seconds: fl
 def poison(plan: PoisonPlan, progress: Progress, noted: dict[str, Any]) -> Outcome:
     """Try it on a server of its own; what the machine is goes into ``noted``."""
     backbone = Path(resolve(fm_settings(plan.source / plan.fm).backbone))
-    token = Tokenizer.from_file(str(backbone / "tokenizer.json")).token_to_id(WORD)
+    token = Tokenizer.from_file(str(backbone / "tokenizer.json")).token_to_id(plan.word)
     if token is None:
-        raise EngineFailure(f"the backbone's tokenizer has no token {WORD!r}")
+        raise EngineFailure(f"the backbone's tokenizer has no token {plan.word!r}")
     with workplace() as place, simulated_faults(token):
         line = progress.add_task("starting the server", total=None)
         names = make_fleet(place / "fleet", plan.source, plan.fm, plan.vfms, rank=plan.rank, seed=plan.seed)
@@ -120,7 +121,7 @@ def poison(plan: PoisonPlan, progress: Progress, noted: dict[str, Any]) -> Outco
 
 async def _phases(plan: PoisonPlan, made: Arena, names: list[str]) -> Outcome:
     texts = make_texts(8, plan.seed)
-    async with Caller(made.url, [*texts, f"{texts[2]} {WORD}"]) as caller:
+    async with Caller(made.url, [*texts, f"{texts[2]} {plan.word}"]) as caller:
         quiet = await _phase(plan, caller, names, plan.seconds / 3, None)
         before = await asyncio.to_thread(_deaths, made)
         during = await _phase(plan, caller, names, plan.seconds, len(texts))
