@@ -38,7 +38,7 @@ def test_engines_die_and_nobody_notices(source: Path) -> None:
 
 def test_poison_is_found_and_quarantined(source: Path) -> None:
     with Progress(disable=True) as progress:
-        plan = PoisonPlan(source=source, fm="tiny", seconds=9, vfms=6, rate=20, word="book")
+        plan = PoisonPlan(source=source, fm="tiny", seconds=9, vfms=6, rate=20, word="is")
         outcome = poison(plan, progress, {})
     found = figures(outcome)
     assert not outcome.details["failures"]
