@@ -8,7 +8,6 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from fmplex_backend.repository.config import Policy
 from fmplex_tools.tasks.manage import TaskInfo
 
 if TYPE_CHECKING:
@@ -80,7 +79,9 @@ def info_table(task: TaskInfo) -> Table:
     versions = ", ".join(map(str, task.versions)) or "none"
     table.add_row("versions", f"{versions}; served {task.version}{' (pinned)' if task.pinned else ''}")
     if task.policy is not None:
-        table.add_row("policy", ", ".join(f"{name}={getattr(task.policy, name):g}" for name in Policy.model_fields))
+        table.add_row("policy", ", ".join(f"{name}={value:g}" for name, value in task.policy.model_dump().items()))
+        tokens = len([token for token in task.policy.access_tokens.split(",") if token])
+        table.add_row("answers to", f"{tokens} token{'s' if tokens > 1 else ''}" if tokens else "anybody")
     if task.artifact is not None:
         _add_artifact(table, task)
     table.add_row("on disk", f"{task.bytes_on_disk / 1000:.0f} KB")
