@@ -166,7 +166,7 @@ def test_max_rows_in_flight(arena: Arena) -> None:
     rows, others = both.rows_of(A), both.rows_of(B)
     _, together = np.unique(rows[["computed", "batch_rows"]], return_counts=True)
     assert together.max() <= 2
-    assert others["batch_rows"].max() == BATCH  # the rest of the batch is the neighbour's
+    assert others["batch_rows"].max() >= BATCH  # the rest of the batch is the neighbour's; a twin may ride on top
 
 
 def test_a_large_request_holds_back_nobody_for_more_than_a_batch(arena: Arena, client: Any) -> None:

@@ -50,7 +50,7 @@ def dead(pid: int | None) -> bool:
 
 def computes(engine: EngineProcess) -> bool:
     """With all its threads, which a fork must not have lost."""
-    return len(engine.call(Measure(16, 0.2), Measured, LIMIT).points) > 1
+    return len(engine.call(Measure(16, 1.0), Measured, LIMIT).points) > 1
 
 
 def test_several_at_a_time(engine: EngineProcess, settings: FMSettings, forks: ForkServer) -> None:
