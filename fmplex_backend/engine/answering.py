@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from fmplex_backend.backbones.base import Features
+from fmplex_backend.engine.device_errors import is_device_fault
 from fmplex_backend.engine.generation import Generation
 from fmplex_backend.heads.kinds import Part, answers
 from fmplex_backend.heads.linear_bank import LinearBank, Section
@@ -49,6 +50,8 @@ class Answering:
             try:
                 groups += self._run(generations, rows, physical, features, [lengths[p] for p in physical])
             except Exception as error:  # heads that fail take their own rows with them, not their neighbours'
+                if is_device_fault(error):
+                    raise
                 for g, own in zip(generations, rows, strict=True):
                     reason = f"vFM {g.stamp.vfm!r}: its head failed: {type(error).__name__}: {error}"
                     groups.append(GroupAnswer(g.stamp.generation, own, {}, dict.fromkeys(own, reason)))

@@ -27,7 +27,7 @@ def install(worker: Worker) -> None:
     poison, run, forward, full = int(value), worker.run_prepared, worker._forward, [False]
 
     def fault(*_: object) -> None:
-        raise SimulatedFault("a simulated fault of the device")
+        raise SimulatedFault("CUDA error: a simulated fault of the device")
 
     def fill(*_: object) -> None:
         full[0] = True

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from fmplex_backend.adapters.adapter import Adapter
 from fmplex_backend.adapters.bank import AdapterBank, Stamp
+from fmplex_backend.engine.device_errors import is_device_fault
 from fmplex_backend.errors import Refused
 
 
@@ -83,6 +84,8 @@ class AdapterTiers:
                 self._install(stamp, needed, moves)
                 self._bank.check(stamp)
             except Exception as error:  # a file that is gone, no memory: its own rows fail, the others run
+                if is_device_fault(error):
+                    raise
                 errors[stamp.generation] = f"vFM {stamp.vfm!r}: its adapter cannot be brought in: {error}"
         return moves, errors
 

@@ -19,9 +19,9 @@ from fmplex_backend.adapters.adapter import Adapter
 from fmplex_backend.adapters.bank import AdapterBank, Stamp
 from fmplex_backend.backbones.base import Backbone, Features
 from fmplex_backend.engine.answering import Answering
+from fmplex_backend.engine.device_errors import is_device_fault, is_out_of_memory
 from fmplex_backend.engine.generation import Generation, prepare, read_adapter
 from fmplex_backend.engine.graphs import Graphs, cuda_capture
-from fmplex_backend.engine.memory import is_out_of_memory
 from fmplex_backend.engine.tiers import AdapterTiers
 from fmplex_backend.errors import FMplexError
 from fmplex_backend.messages import BatchDone, GenerationLoaded, GroupAnswer, LoadGeneration, RunBatch, Tokens
@@ -118,6 +118,8 @@ class Worker:
                     self._tiers.pin(generation.stamp, True)
             self._answering.put(generation)
         except Exception as error:
+            if is_device_fault(error):
+                raise
             self._forget(message.generation)
             reason = str(error) if isinstance(error, FMplexError) else f"{type(error).__name__}: {error}"
             return GenerationLoaded(message.generation, reason)

@@ -39,7 +39,7 @@ from fmplex_backend.scheduling.interface import Batch
 START_TIMEOUT = 300.0
 ANSWER_TIMEOUT = 120.0
 """Of commands."""
-HANG_SECONDS, HANG_FACTOR = 4.0, 20.0
+HANG_SECONDS, HANG_FACTOR = 3.0, 20.0
 """A batch hangs that takes longer than so many seconds, and so many times what was predicted…"""
 COLD_SECONDS = 60.0
 """…or, the first one of an engine on a GPU, which loads libraries meanwhile, than these."""

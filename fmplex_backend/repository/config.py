@@ -62,7 +62,7 @@ class FMSettings(_Parameters):
     batches_ahead: Annotated[int, Field(ge=-1, le=1)] = -1
     """Batches that an engine gets while another one runs, 0 or 1; -1 is 1 on a GPU, which must not wait for the next
     decision, and 0 on a CPU."""
-    hang_seconds: Annotated[float, Field(ge=0.5, le=3600)] = 4.0
+    hang_seconds: Annotated[float, Field(ge=0.5, le=3600)] = 3.0
     """An engine that takes longer for a batch, and 20 times as long as predicted, is ended and started anew."""
     packed_weights: bool = True
     """Whether a CPU engine in fp32 also keeps linear layers as MKL packs them: small batches take up to a fifth less,

@@ -257,6 +257,19 @@ def test_a_fault_that_an_engine_cannot_go_on_after_ends_it(bench: Bench, monkeyp
         bench.worker.run(RunBatch(1, [1], [bench.rows("bare_two", [0])[0].tokens]))
 
 
+def test_a_device_fault_is_no_heads_and_no_adapters_fault(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    batch = RunBatch(1, [list(RECIPES).index("lora_qv_4") + 1], [bench.rows("lora_qv_4", [0])[0].tokens])
+    for owner, name in ((bench.worker._answering, "_run"), (bench.worker._tiers, "_install")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, broken)
+            with pytest.raises(RuntimeError, match="illegal memory access"):
+                bench.worker.run(batch)
+    assert not any(group.errors for group in bench.worker.run(batch).groups)
+
+
 def test_imported_head_must_be_the_classs_own(bench: Bench, tmp_path: Path) -> None:
     other = Bench(bench.worker, bench.encoder, tmp_path, bench.backbone)
     key = "base_model.model.classifier.weight"
