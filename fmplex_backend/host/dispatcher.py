@@ -37,7 +37,7 @@ from fmplex_backend.messages import (
     PinGeneration,
     Point,
 )
-from fmplex_backend.scheduling.interface import Batch, Decision, Queue, Row, VfmPolicy
+from fmplex_backend.scheduling.interface import Batch, Queue, Row, VfmPolicy
 
 Told = LoadGeneration | DropGeneration | PinGeneration | Measure
 
@@ -301,9 +301,9 @@ class Dispatcher:
             for given_up in self._cancel(task.request):
                 self.meter.ended(given_up.vfm, "cancelled")
 
-    def _end_expired(self, decision: Decision, now: float, done: list[Pending]) -> None:
+    def _end_expired(self, rows: Iterable[Row], now: float, done: list[Pending]) -> None:
         """Under the lock."""
-        for row in decision.expired:
+        for row in rows:
             self.meter.expired(row.vfm, "unreachable" if row.deadline is None or now < row.deadline else "passed")
             self._fail(row, _too_late(row, now), done)
 
@@ -321,6 +321,7 @@ class Dispatcher:
         """See `Desk`. Rows whose deadline has passed are answered here, before anything is run for them."""
         while True:
             done: list[Pending] = []
+            ended: list[Row] = []
             work: Work | None = None
             with self._lock:
                 if self._stopping and (lane.idle or lane.died):
@@ -336,44 +337,48 @@ class Dispatcher:
                 if pause > 0:
                     self._changed.wait(pause)
                     continue
-                if (trial := self._trial(lane, now, done)) is not None:
-                    self.meter.decided(trial, time.monotonic() - now)
-                    return Work(trial, [])
-                self._queue.change_max_batch_rows(self._room.rows(now))
-                decision = self._queue.next_batch(now, lane.resident)
-                if decision.batch is not None:
-                    self.meter.decided(decision.batch, time.monotonic() - now)
-                    work = Work(decision.batch, self._upcoming(decision.batch, lane))
-                self._end_expired(decision, now, done)
-                if work is None and not done and (lane.flights or not self._suspects):
+                batch: Batch | None = self._trial(lane, now, done, ended)
+                if batch is None:
+                    self._queue.change_max_batch_rows(self._room.rows(now))
+                    decision = self._queue.next_batch(now, lane.resident)
+                    batch = decision.batch
+                    self._end_expired(decision.expired, now, done)
+                    ended += decision.expired
+                if batch is not None:
+                    self.meter.decided(batch, time.monotonic() - now)
+                    work = Work(batch, [] if isinstance(batch, Trial) else self._upcoming(batch, lane))
+                elif not ended and (lane.flights or not self._suspects):
                     self._hungry += 1
                     self._changed.wait()
                     self._hungry -= 1
-            self._settle(done, decision.expired)
+            self._settle(done, ended)
             if work is not None:
                 return work
 
-    def _trial(self, lane: Lane, now: float, done: list[Pending]) -> Trial | None:
-        """Under the lock: suspects to run now. Never beside another batch, nor twice before others had their turn."""
+    def _trial(self, lane: Lane, now: float, done: list[Pending], ended: list[Row]) -> Trial | None:
+        """Under the lock: suspects to run now. Never beside another batch, nor twice before others had their turn.
+
+        Those whose time or request is over are ``ended``.
+        """
         if lane.flights or lane.tried:
             lane.tried = False
             return None
-        trial = self._suspects.next(lambda row: self._is_wanted(row, now, done))
+
+        def is_wanted(row: Row) -> bool:
+            task: RowTask = row.payload
+            if task.request.error is not None:
+                task.member.generation.rows -= 1
+                self.meter.ended(row.vfm, "cancelled")
+            elif row.deadline is not None and now >= row.deadline:
+                self._end_expired([row], now, done)
+            else:
+                return True
+            ended.append(row)
+            return False
+
+        trial = self._suspects.next(is_wanted)
         lane.tried = trial is not None
         return trial
-
-    def _is_wanted(self, row: Row, now: float, done: list[Pending]) -> bool:
-        """Under the lock: whether to run a suspect; one whose time or request is over ends here."""
-        task: RowTask = row.payload
-        if task.request.error is not None:
-            task.member.generation.rows -= 1
-            self.meter.ended(row.vfm, "cancelled")
-            return False
-        if row.deadline is not None and now >= row.deadline:
-            self.meter.expired(row.vfm, "passed")
-            self._fail(row, _too_late(row, now), done)
-            return False
-        return True
 
     def _upcoming(self, batch: Batch, lane: Lane) -> list[int]:
         """Generations that should be brought nearer while ``batch`` runs."""
@@ -471,7 +476,7 @@ class Dispatcher:
                     return
                 now = time.monotonic()
                 decision = self._queue.expire(now)
-                self._end_expired(decision, now, done)
+                self._end_expired(decision.expired, now, done)
                 if not decision.expired:
                     self._next_expiry = decision.wake_at or math.inf
                     self._sooner.wait(None if decision.wake_at is None else max(1e-3, decision.wake_at - now))

@@ -206,6 +206,26 @@ def test_a_suspect_whose_time_is_over_is_not_run(host: Host, engine: FakeEngine)
     assert a.rows == 0
 
 
+def test_a_suspect_whose_time_is_over_is_answered_before_its_neighbours_are_tried(
+    host: Host, engine: FakeEngine
+) -> None:
+    a, b = host.vfm("a", 1), host.vfm("b", 2)
+    engine.gate.clear()
+    busy = host.request((b, 1))
+    assert engine.entered.acquire(timeout=5)
+    deadline = time.monotonic() + 2
+    late, patient = host.request((a, 1), deadline=deadline), host.request((a, 1))
+    host.dispatcher.retire(a)
+    died = poison(1)
+    engine.deaths.append(died)
+    engine.deaths.append(lambda message: died(message) and not time.sleep(max(0, deadline - time.monotonic())))
+    engine.gate.set()
+    assert isinstance(host.reply(late), DeadlineExceeded)
+    assert values(host.reply(patient)) == {"port1.vector": [1]}
+    assert values(host.reply(busy)) == {"port2.vector": [1 + 1]}
+    wait_for(lambda: engine.live == {2}, 5, "the retired generation is dropped")
+
+
 def test_an_engine_that_hangs_is_ended(tmp_path: Path, engine: FakeEngine) -> None:
     engine.device = "cpu"  # elsewhere the first batch may take long
     hung: list[RunBatch] = []
