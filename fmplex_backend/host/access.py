@@ -16,6 +16,11 @@ AUDIT_SECONDS = 10.0
 """A vFM that is asked in vain over and over has a line so often."""
 
 
+def token_hash(token: str) -> str:
+    """As `Policy.access_tokens` has it."""
+    return TOKEN_PREFIX + hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def check_token(vfm: str, allowed: str, token: str | None) -> None:
     """Raise `AccessDenied` unless ``allowed`` (`Policy.access_tokens`) is empty or has the hash of ``token``.
 
@@ -23,7 +28,7 @@ def check_token(vfm: str, allowed: str, token: str | None) -> None:
     """
     if not allowed:
         return
-    given = TOKEN_PREFIX + hashlib.sha256((token or "").encode("utf-8", "surrogatepass")).hexdigest()
+    given = token_hash(token or "")
     good = False
     for known in allowed.split(","):
         good |= hmac.compare_digest(known, given)

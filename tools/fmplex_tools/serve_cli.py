@@ -73,7 +73,7 @@ def serve(
     options = ServerOptions(
         repository.resolve(), http_port, grpc_port, metrics_port, host, mode, log_level, secure=secured
     )
-    admin_key = cache_dir() / "run" / f"admin-key-{grpc_port}"
+    admin_key = _admin_key_file(options)
     log_file = log_file or cache_dir() / "log" / f"tritonserver-{http_port}.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
     stop, ready = threading.Event(), threading.Event()
@@ -93,6 +93,10 @@ def serve(
             if secured is not None:
                 admin_key.unlink(missing_ok=True)
             out.print("stopped; no process is left")
+
+
+def _admin_key_file(options: ServerOptions) -> Path:
+    return cache_dir() / "run" / f"admin-key-{options.grpc_port}"
 
 
 def _secure(wanted: bool, certificate: Path | None, key: Path | None) -> Secure | None:
@@ -161,10 +165,9 @@ def _show(options: ServerOptions, seconds: float) -> None:
         f"metrics  http://{options.metrics}/metrics",
     ]
     if options.secure:
-        key = cache_dir() / "run" / f"admin-key-{options.grpc_port}"
         lines += [
             "",
-            f"{', '.join(RESTRICTED)}: only with the admin key of {key}",
+            f"{', '.join(RESTRICTED)}: only with the admin key of {_admin_key_file(options)}",
             f"  (header {ADMIN_HEADER}; every user of this machine sees it in the process list)",
             "HTTP and metrics have no TLS and listen on this machine alone; vFMs without tokens answer to anybody",
         ]

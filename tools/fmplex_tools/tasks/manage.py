@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from safetensors import SafetensorError, safe_open
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from fmplex_backend.errors import FMplexError, InvalidInput, NotFound, Refused
+from fmplex_backend.host.access import token_hash
 from fmplex_backend.repository.artifact import HEAD_FILE, Artifact
 from fmplex_backend.repository.config import (
     CONFIG_FILE,
-    TOKEN_PREFIX,
     Policy,
     VfmConfig,
     ensemble_config,
@@ -170,8 +169,7 @@ def add_token(repository: Path, name: str) -> str:
     """A new token for a vFM, of which its ``config.pbtxt`` gets the hash: from now on it answers only to its tokens."""
     known = _tokens(repository, name)
     token = secrets.token_urlsafe(TOKEN_BYTES)
-    hashed = TOKEN_PREFIX + hashlib.sha256(token.encode()).hexdigest()
-    set_task(repository, name, {TOKENS: ",".join([*known, hashed])})
+    set_task(repository, name, {TOKENS: ",".join([*known, token_hash(token)])})
     return token
 
 

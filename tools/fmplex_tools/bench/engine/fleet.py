@@ -164,17 +164,23 @@ def fleet_of(
 
 
 @dataclass(frozen=True, kw_only=True)
-class FleetPlan:
-    """What all that is measured with a fleet has in common."""
+class FleetBase:
+    """What everything has in common that is tried with a fleet."""
 
     source: Path
     """Repository with the physical FM."""
     fm: str = "minilm"
+    rank: int = 8
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetPlan(FleetBase):
+    """What all that is measured with a fleet has in common."""
+
     seconds: float = 10.0
     slots: int = 64
-    rank: int = 8
     threads: int = 0
-    seed: int = 0
 
 
 def make_fleet(

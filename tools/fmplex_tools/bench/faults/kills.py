@@ -24,7 +24,7 @@ from rich.progress import Progress
 
 from fmplex_tools.bench.engine.churn_check import Checker
 from fmplex_tools.bench.engine.churn_client import MOST_ROWS, Caller, make_texts
-from fmplex_tools.bench.engine.fleet import FleetPlan, fleet_of, make_fleet
+from fmplex_tools.bench.engine.fleet import FleetBase, fleet_of, make_fleet
 from fmplex_tools.bench.engine.fleet_server import machine, workplace
 from fmplex_tools.bench.fair.arena import Arena, serve
 from fmplex_tools.bench.fair.bench import Figure, Outcome
@@ -46,15 +46,15 @@ LATEST = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class KillsPlan(FleetPlan):
+class KillsPlan(FleetBase):
     """What is to be tried."""
 
     kills: int = 200
     vfms: int = 32
     texts: int = 12
     clients: int = 16
-    seconds: float = 0.0
-    """Not used: as long as the kills take."""
+    threads: int = 0
+    """Of the engine; 0 is every core."""
 
 
 @dataclass
@@ -138,7 +138,8 @@ def kills(plan: KillsPlan, progress: Progress, noted: dict[str, Any]) -> Outcome
     with workplace() as place, simulated_faults(0):
         line = progress.add_task("starting the server", total=None)
         folder = place / "fleet"
-        names = make_fleet(folder, plan.source, plan.fm, plan.vfms, rank=plan.rank, seed=plan.seed)
+        settings = {"threads": str(plan.threads)}
+        names = make_fleet(folder, plan.source, plan.fm, plan.vfms, rank=plan.rank, seed=plan.seed, settings=settings)
         with serve(folder, plan.fm, names) as made:
             noted["machine"] = machine(made)
             progress.remove_task(line)

@@ -25,7 +25,7 @@ from fmplex_backend.backbones.source import resolve
 from fmplex_backend.errors import EngineFailure
 from fmplex_backend.repository.config import fm_settings
 from fmplex_tools.bench.engine.churn_client import Caller, make_texts
-from fmplex_tools.bench.engine.fleet import FleetPlan, make_fleet
+from fmplex_tools.bench.engine.fleet import FleetBase, make_fleet
 from fmplex_tools.bench.engine.fleet_server import machine, workplace
 from fmplex_tools.bench.fair.arena import Arena, serve
 from fmplex_tools.bench.fair.bench import Figure, Outcome
@@ -42,7 +42,7 @@ SERVED_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoisonPlan(FleetPlan):
+class PoisonPlan(FleetBase):
     """What is to be tried; ``seconds`` of poison, and a third of it before without."""
 
     seconds: float = 300.0

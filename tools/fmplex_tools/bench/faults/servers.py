@@ -28,7 +28,7 @@ from fmplex_backend.errors import EngineFailure, FMplexError
 from fmplex_client import Client, FMplexClientError
 from fmplex_tools.bench.engine.churn_check import TOLERANCE
 from fmplex_tools.bench.engine.churn_client import make_texts
-from fmplex_tools.bench.engine.fleet import FleetPlan, make_fleet
+from fmplex_tools.bench.engine.fleet import FleetBase, make_fleet
 from fmplex_tools.bench.engine.fleet_server import workplace
 from fmplex_tools.bench.fair.bench import Figure, Outcome
 from fmplex_tools.server.process import free_ports
@@ -43,7 +43,7 @@ VICTIMS = ("host", "tritonserver")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServersPlan(FleetPlan):
+class ServersPlan(FleetBase):
     """What is to be tried."""
 
     kills: int = 40
