@@ -59,8 +59,12 @@ def _hear(
 
 
 def _read(worker: Worker, message: LoadGeneration, steps: SimpleQueue[Step | None]) -> None:
-    loading = worker.read(message)
-    steps.put(lambda: worker.take(loading))
+    try:
+        loading = worker.read(message)
+    except BaseException as error:  # the main thread ends of it, and with it the engine
+        steps.put(_raising(error))
+    else:
+        steps.put(lambda: worker.take(loading))
 
 
 def _step(message: object, worker: Worker, device: str) -> Step:

@@ -103,6 +103,8 @@ class Worker:
         except FMplexError as error:
             return Loading(message, None, str(error))
         except Exception as error:  # out of memory, a file gone, a defect: it is refused, the others go on
+            if is_device_fault(error):
+                raise
             return Loading(message, None, f"it cannot be loaded: {type(error).__name__}: {error}")
 
     def take(self, loading: Loading) -> GenerationLoaded:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from support.reference import Reference
 
 from fmplex_backend.adapters.bank import Stamp
 from fmplex_backend.encoders.text import EncodedRow, TextEncoder
+from fmplex_backend.engine import serving
+from fmplex_backend.engine import worker as worker_module
 from fmplex_backend.engine.worker import Worker
 from fmplex_backend.messages import BatchDone, LoadGeneration, RunBatch
 from fmplex_backend.repository.artifact import EncoderSpec
@@ -268,6 +271,19 @@ def test_a_device_fault_is_no_heads_and_no_adapters_fault(bench: Bench, monkeypa
             with pytest.raises(RuntimeError, match="illegal memory access"):
                 bench.worker.run(batch)
     assert not any(group.errors for group in bench.worker.run(batch).groups)
+
+
+def test_a_device_fault_while_a_generation_is_read_ends_the_engine(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(worker_module, "prepare", broken)
+    steps: SimpleQueue[Any] = SimpleQueue()
+    serving._read(bench.worker, LoadGeneration(77, "x", 1, "nowhere"), steps)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        steps.get(timeout=1)()
 
 
 def test_imported_head_must_be_the_classs_own(bench: Bench, tmp_path: Path) -> None:

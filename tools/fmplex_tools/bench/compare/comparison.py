@@ -19,7 +19,7 @@ import psutil
 from rich.progress import Progress, TaskID
 
 from fmplex_backend.arrays import Array
-from fmplex_backend.errors import FMplexError
+from fmplex_backend.errors import EngineFailure, FMplexError
 from fmplex_tools.bench.compare import parity
 from fmplex_tools.bench.compare.answers import OK, Answers, cdf, summary
 from fmplex_tools.bench.compare.deployments import DEPLOYMENTS
@@ -58,18 +58,19 @@ class Comparison:
                 with self._noting(name, tasks):
                     self._stand(name, tasks, line)
                 self.progress.advance(line)
+                if name == REFERENCE and key(tasks, "mixed") not in self.record.capacity:
+                    why = self.record.failures[-1].reason
+                    raise EngineFailure(f"{why}; without it, nobody knows what a middle load is")
             self.progress.remove_task(line)
             self._load(tasks)
         return self.record
 
     @contextlib.contextmanager
-    def _noting(self, name: str, tasks: int) -> Iterator[None]:
+    def _noting(self, name: str, tasks: int, number: int = 0) -> Iterator[None]:
         try:
             yield
         except FMplexError as error:
-            self.record.failures.append(Failure(name, tasks, 0, str(error)))
-            if name == REFERENCE:  # without it, nobody knows what a middle load is
-                raise
+            self.record.failures.append(Failure(name, tasks, number, str(error)))
 
     @contextlib.contextmanager
     def _started(self, name: str, tasks: int) -> Iterator[Started]:
@@ -123,7 +124,7 @@ class Comparison:
                         if name in running:
                             title = f"{DEPLOYMENTS[name].title}, {tasks} tasks: {case.name}"
                             self.progress.update(line, advance=1, description=title)
-                            with self._noting(name, tasks):
+                            with self._noting(name, tasks, number):
                                 self.record.cells.append(self._turn(running[name], tasks, number, case))
         self.progress.remove_task(line)
 
