@@ -148,7 +148,7 @@ def test_figures_of_bundle() -> None:
 
 def test_figures_of_saturated() -> None:
     cpu = used_between({"engine": 1.0, "client": 0.0}, {"engine": 3.0, "client": 1.0}, 1000)
-    pairs = [(saturated.Served(0.01, cpu, 0), 0.0095), (saturated.Served(0.01, cpu, 1), 0.0085)]
+    pairs = [saturated.Pair(saturated.Served(0.01, cpu, n), bare, 0.0) for n, bare in ((0, 0.0095), (1, 0.0085))]
     found = by_name(saturated.figures_of("fp32", 1, 16, pairs))
     assert found["16 vFMs: served / bare"].value == pytest.approx(0.9)
     assert found["16 vFMs: CPU per row"].value == pytest.approx(3000)

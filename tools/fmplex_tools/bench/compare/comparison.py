@@ -15,27 +15,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import psutil
 from rich.progress import Progress, TaskID
 
 from fmplex_backend.arrays import Array
 from fmplex_backend.errors import EngineFailure, FMplexError
 from fmplex_tools.bench.compare import parity
-from fmplex_tools.bench.compare.answers import OK, Answers, cdf, summary
+from fmplex_tools.bench.compare.answers import LATE, OK, Answers, cdf, summary
 from fmplex_tools.bench.compare.deployments import DEPLOYMENTS
 from fmplex_tools.bench.compare.plan import FLOOD, REFERENCE, WARM, Case, Plan
 from fmplex_tools.bench.compare.records import Cell, Failure, Record, Standing
 from fmplex_tools.bench.compare.replayer import Replay
 from fmplex_tools.bench.compare.started import Started, add_task, start
+from fmplex_tools.bench.compare.turns import Turns
 from fmplex_tools.bench.compare.workload import Lengths, Workload, digest, schedule
+from fmplex_tools.bench.stolen import ATTEMPTS, STOLEN, Stolen
 
 CLIENTS_PER_TASK, FEWEST_CLIENTS, MOST_CLIENTS = 8, 64, 192
 """That saturate the reference."""
 CAPACITY_SECONDS = 8.0
-STOLEN = 0.1
-"""A load during which the hypervisor took more than this part of the machine is measured again…"""
-ATTEMPTS = 3
-"""…until it was measured so often; the least disturbed one counts."""
 POINTS = 50
 
 
@@ -111,30 +108,36 @@ class Comparison:
         kinds = self.plan.lengths(tasks)
         cases = self.plan.cases(tasks, {kind: self.record.capacity[key(tasks, kind)] for kind in kinds})
         line = self.progress.add_task("", total=len(names) * (1 + len(cases) * self.plan.rounds))
-        with contextlib.ExitStack() as stack:
-            running: dict[str, Started] = {}
+        with Turns(lambda name: self._started(name, tasks)) as turns:
             for name in names:
                 self.progress.update(line, advance=1, description=f"{DEPLOYMENTS[name].title}, {tasks} tasks: starting")
                 with self._noting(name, tasks):
-                    running[name] = stack.enter_context(self._started(name, tasks))
-                    running[name].pause()
+                    turns.start(name)
             for case in cases:
                 for number in range(self.plan.rounds):
                     for name in self.plan.order(number):
-                        if name in running:
+                        if name in turns:
                             title = f"{DEPLOYMENTS[name].title}, {tasks} tasks: {case.name}"
                             self.progress.update(line, advance=1, description=title)
                             with self._noting(name, tasks, number):
-                                self.record.cells.append(self._turn(running[name], tasks, number, case))
+                                self._turn(turns, name, tasks, number, case)
         self.progress.remove_task(line)
 
-    def _turn(self, started: Started, tasks: int, number: int, case: Case) -> Cell:
-        started.resume()
+    def _turn(self, turns: Turns, name: str, tasks: int, number: int, case: Case) -> None:
+        """One load; what counts is the least disturbed of a few attempts."""
+        found: list[Cell] = []
         try:
-            started.wait_answer(0)
-            return self._cell(started, tasks, number, case)
+            while not found or (found[-1].stolen > STOLEN and len(found) < ATTEMPTS):
+                with turns.turn(name) as started:
+                    cell, overloaded = self._attempt(started, tasks, number, case)
+                found.append(cell)
+                if overloaded:
+                    turns.again(
+                        name
+                    )  # what it has left would be in the way of the next load, though nobody waits for it
         finally:
-            started.pause()
+            if found:
+                self.record.cells.append(min(found, key=lambda cell: cell.stolen))
 
     def _answers(self, started: Started, tasks: int) -> list[Array]:
         if tasks not in self._expected:
@@ -151,13 +154,8 @@ class Comparison:
             answers = load.closed(drawn, clients, WARM + CAPACITY_SECONDS, drain=60.0)
         return summary(answers, warm=WARM, until=WARM + CAPACITY_SECONDS).answered_per_s
 
-    def _cell(self, started: Started, tasks: int, number: int, case: Case) -> Cell:
-        found = [self._attempt(started, tasks, number, case)]
-        while found[-1].stolen > STOLEN and len(found) < ATTEMPTS:
-            found.append(self._attempt(started, tasks, number, case))
-        return min(found, key=lambda cell: cell.stolen)
-
-    def _attempt(self, started: Started, tasks: int, number: int, case: Case) -> Cell:
+    def _attempt(self, started: Started, tasks: int, number: int, case: Case) -> tuple[Cell, bool]:
+        """One load, and whether requests were given up."""
         made = schedule(case.workload)
         watch, spent = Stolen(), started.cpu_seconds()
         with replay(started, self.plan.seed) as load:
@@ -169,7 +167,7 @@ class Comparison:
             flooder = summary(only(answers, [0]), warm=WARM, until=until)
         others = only(answers, range(1, tasks)) if flooder else answers
         answered = int((answers.requests["outcome"] == OK).sum())
-        return Cell(
+        cell = Cell(
             deployment=started.deployment.name,
             tasks=tasks,
             round=number,
@@ -183,6 +181,7 @@ class Comparison:
             cdf=tuple(cdf(others, POINTS, warm=WARM, until=until)),
             per_second=per_second(others, until),
         )
+        return cell, bool((answers.requests["outcome"] == LATE).any())
 
 
 def key(tasks: int, lengths: str) -> str:
@@ -206,16 +205,3 @@ def per_second(answers: Answers, seconds: float) -> tuple[int, ...]:
     ended = answers.requests["ended"][answers.requests["outcome"] == OK] - answers.begun
     counts, _ = np.histogram(ended, bins=np.arange(0.0, seconds + 1.0))
     return tuple(int(count) for count in counts)
-
-
-class Stolen:
-    """How much of the machine its hypervisor gave to others, from here on."""
-
-    def __init__(self) -> None:
-        self._before = psutil.cpu_times()
-
-    def part(self) -> float:
-        """Of all the processors' time so far, 0 to 1."""
-        now, before = psutil.cpu_times(), self._before
-        whole = sum(now[:8]) - sum(before[:8])  # user … steal; guests are counted in user
-        return (now.steal - before.steal) / whole if whole > 0 else 0.0

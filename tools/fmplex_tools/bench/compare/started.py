@@ -6,6 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ START_SECONDS, START_SECONDS_PER_TASK = 120.0, 30.0
 ANSWER_SECONDS = 60.0
 """Until a model that is there must have answered."""
 WARM_UP = ("warm", "warm up " * 30, "warm up " * 8)
-"""Asked of every model, a few times: buffers and caches reach their size."""
-_WARM_UP_ROUNDS = 3
+"""Asked of every model, a few times, by a few clients: buffers and caches reach their size."""
+_WARM_UP_ROUNDS, _WARM_UP_REQUESTS, _WARM_UP_CLIENTS = 3, 256, 8
+"""So many times, but only once where that would be more requests than these; and how many clients ask at a time."""
 
 
 class Started:
@@ -152,9 +154,9 @@ def start(
         for index in range(tasks):
             started.wait_answer(index)
         started.ready_seconds = time.monotonic() - begun
-        for index in range(tasks):
-            for _ in range(_WARM_UP_ROUNDS):
-                started.ask(index, WARM_UP)
+        with ThreadPoolExecutor(_WARM_UP_CLIENTS) as clients:
+            for _ in range(_WARM_UP_ROUNDS if _WARM_UP_ROUNDS * tasks <= _WARM_UP_REQUESTS else 1):
+                list(clients.map(lambda index: started.ask(index, WARM_UP), range(tasks)))
         yield started
 
 

@@ -38,6 +38,7 @@ from fmplex_tools.bench.fair.bench import Figure, Outcome
 from fmplex_tools.bench.fair.generator import POOL
 from fmplex_tools.bench.fair.load import Load
 from fmplex_tools.bench.fair.streams import FAILED, OK, REFUSED, Stream
+from fmplex_tools.bench.stolen import ATTEMPTS, STOLEN, Stolen
 
 FULL = 64
 """Rows of the bare backbone's batches."""
@@ -53,6 +54,17 @@ class Served:
     per_row: float
     cpu: Spent
     failed: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A served phase and the bare ones around it."""
+
+    served: Served
+    bare: float
+    """Seconds per row."""
+    stolen: float
+    """Part of the machine that its hypervisor took meanwhile, 0 to 1."""
 
 
 @dataclass
@@ -164,40 +176,45 @@ def _run(
     progress: Progress,
     line: Any,
 ) -> None:
-    """All phases of one dtype; a served phase is compared with the mean of the bare ones on either side of it."""
+    """All phases of one dtype; a served phase is compared with the mean of the bare ones on either side of it.
+
+    What the hypervisor took too much of the machine from is measured again.
+    """
     cases = [(rows, count) for rows in sizes for count in counts]
-    found: dict[tuple[int, int], list[tuple[Served, float]]] = {case: [] for case in cases}
-    before = setting.run_bare()
+    found: dict[tuple[int, int], list[Pair]] = {case: [] for case in cases}
     for number in range(rounds):
         for rows, count in cases[number % len(cases) :] + cases[: number % len(cases)]:
-            told = f"{dtype}, round {number + 1}: {count} vFMs, requests of {rows}"
-            progress.update(line, description=told)
-            served = setting.run_served(count, rows)
-            progress.update(line, description=f"{dtype}: bare backbone")
-            after = setting.run_bare()
-            found[rows, count].append((served, (before + after) / 2))
-            before = after
+            attempts: list[Pair] = []
+            while not attempts or (attempts[-1].stolen > STOLEN and len(attempts) < ATTEMPTS):
+                progress.update(line, description=f"{dtype}, round {number + 1}: {count} vFMs, requests of {rows}")
+                watch, before = Stolen(), setting.run_bare()
+                served = setting.run_served(count, rows)
+                attempts.append(Pair(served, (before + setting.run_bare()) / 2, watch.part()))
+            found[rows, count].append(min(attempts, key=lambda pair: pair.stolen))
             progress.advance(line, 1 / len(cases))
     for (rows, count), pairs in found.items():
         outcome.figures += figures_of(dtype, rows, count, pairs)
         name = f"{dtype}, {count} vFMs, requests of {rows}"
-        outcome.details["seconds_per_row"][name] = [(served.per_row, bare) for served, bare in pairs]
+        outcome.details["seconds_per_row"][name] = [(pair.served.per_row, pair.bare) for pair in pairs]
         drawn = outcome.details[SERIES].setdefault("served of bare", {})
-        drawn[name] = [bare / served.per_row for served, bare in pairs]
+        drawn[name] = [pair.bare / pair.served.per_row for pair in pairs]
 
 
-def figures_of(dtype: str, rows: int, count: int, pairs: Sequence[tuple[Served, float]]) -> list[Figure]:
-    """The lines of one case: ``pairs`` of a served phase and the bare seconds per row around it."""
+def figures_of(dtype: str, rows: int, count: int, pairs: Sequence[Pair]) -> list[Figure]:
+    """The lines of one case."""
     part = f"{dtype}, requests of {rows}"
-    served, bare = [one.per_row for one, _ in pairs], [around for _, around in pairs]
+    served, bare = [pair.served.per_row for pair in pairs], [pair.bare for pair in pairs]
     vfms = f"{count} vFM" + "s" * (count > 1)
-    failed = sum(one.failed for one, _ in pairs)
-    cpu = {role: 1e6 * sum(one.cpu.get(role, 0.0) for one, _ in pairs) / len(pairs) for role in pairs[0][0].cpu}
+    failed = sum(pair.served.failed for pair in pairs)
+    cpu = {
+        role: 1e6 * sum(pair.served.cpu.get(role, 0.0) for pair in pairs) / len(pairs) for role in pairs[0].served.cpu
+    }
     told = ", ".join(f"{role} {value:,.0f}" for role, value in cpu.items())
     found = [
         Figure(part, f"{vfms}: rows/s", 1 / min(served), f"(bare {1 / min(bare):,.0f})"),
         at_least(part, f"{vfms}: served / bare", ratio(bare, served), GOAL),
         Figure(part, f"{vfms}: CPU per row", sum(cpu.values()), f"µs ({told})"),
+        Figure(part, f"{vfms}: stolen by the hypervisor", 100 * max(pair.stolen for pair in pairs), "% at most"),
     ]
     if failed:
         found.append(Figure(part, f"{vfms}: failed requests", failed, "", "0", False))
