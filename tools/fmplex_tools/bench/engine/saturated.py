@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +39,7 @@ from fmplex_tools.bench.fair.bench import Figure, Outcome
 from fmplex_tools.bench.fair.generator import POOL
 from fmplex_tools.bench.fair.load import Load
 from fmplex_tools.bench.fair.streams import FAILED, OK, REFUSED, Stream
-from fmplex_tools.bench.stolen import ATTEMPTS, STOLEN, Stolen
+from fmplex_tools.bench.stolen import undisturbed
 
 FULL = 64
 """Rows of the bare backbone's batches."""
@@ -63,7 +64,7 @@ class Pair:
     served: Served
     bare: float
     """Seconds per row."""
-    stolen: float
+    stolen: float = 0.0
     """Part of the machine that its hypervisor took meanwhile, 0 to 1."""
 
 
@@ -77,6 +78,11 @@ class Setting:
     tokens: int
     seconds: float
     seed: int
+
+    def run_pair(self, vfms: int, rows: int) -> Pair:
+        """A served phase between two bare ones. Raises `EngineFailure`."""
+        before, served, after = self.run_bare(), self.run_served(vfms, rows), self.run_bare()
+        return Pair(served, (before + after) / 2)
 
     def run_bare(self) -> float:
         """Seconds per row of full batches, of the whole phase."""
@@ -184,13 +190,9 @@ def _run(
     found: dict[tuple[int, int], list[Pair]] = {case: [] for case in cases}
     for number in range(rounds):
         for rows, count in cases[number % len(cases) :] + cases[: number % len(cases)]:
-            attempts: list[Pair] = []
-            while not attempts or (attempts[-1].stolen > STOLEN and len(attempts) < ATTEMPTS):
-                progress.update(line, description=f"{dtype}, round {number + 1}: {count} vFMs, requests of {rows}")
-                watch, before = Stolen(), setting.run_bare()
-                served = setting.run_served(count, rows)
-                attempts.append(Pair(served, (before + setting.run_bare()) / 2, watch.part()))
-            found[rows, count].append(min(attempts, key=lambda pair: pair.stolen))
+            progress.update(line, description=f"{dtype}, round {number + 1}: {count} vFMs, requests of {rows}")
+            stolen, pair = undisturbed(partial(setting.run_pair, count, rows))[0]
+            found[rows, count].append(replace(pair, stolen=stolen))
             progress.advance(line, 1 / len(cases))
     for (rows, count), pairs in found.items():
         outcome.figures += figures_of(dtype, rows, count, pairs)
