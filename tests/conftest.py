@@ -33,6 +33,15 @@ WITHOUT_DEMO = "FMPLEX_TESTS_WITHOUT_DEMO"
 """Set it to leave out the demo's vFMs, which take minutes to build the first time."""
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With pytest-xdist one worker passes all live tests, which share a server, and the others need not wait for it."""
+    for item in items:
+        if item.get_closest_marker("live"):
+            item.add_marker(pytest.mark.xdist_group("live"))
+    if hasattr(config, "workerinput"):  # in a worker, which is handed them in this order
+        items.sort(key=lambda item: item.get_closest_marker("live") is None)
+
+
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random BERT: hidden size 32, two layers, a pooler."""
