@@ -108,7 +108,7 @@ def test_expired_rows_are_never_run(arena: Arena) -> None:
     after = read(arena)
     asked = traffic.of(A, None)
     assert len(asked) == len(traffic.of(A, EXPIRED)) > 20
-    assert after.value(ROWS, vfm=A, outcome="served") == before.value(ROWS, vfm=A, outcome="served")
+    assert after.value(ROWS, vfm=A, label="served") == before.value(ROWS, vfm=A, label="served")
     assert after.value(BATCH_ROWS) - before.value(BATCH_ROWS) == len(traffic.rows) > 0
     assert rows_unanswered(traffic.rows) == 0
 

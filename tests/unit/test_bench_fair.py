@@ -11,12 +11,12 @@ import pytest
 from fmplex_tools.bench.fair.bench import HEAD, LORA, Figure, Outcome, Phase
 from fmplex_tools.bench.fair.generator import POOL, make_requests, vary
 from fmplex_tools.bench.fair.isolation import rows_unanswered
-from fmplex_tools.bench.fair.meters import Reading
 from fmplex_tools.bench.fair.report import as_json, plots, table
 from fmplex_tools.bench.fair.shares import _times, share_series
 from fmplex_tools.bench.fair.streams import OK, REFUSED, REQUEST, ROW, Stream, Traffic, latencies, merge
+from fmplex_tools.top.scrape import FmScrape
 
-NOTHING = Reading(0.0, {})
+NOTHING = FmScrape()
 
 
 def rows(*batches: tuple[float, int, int]) -> np.ndarray:
@@ -98,17 +98,6 @@ def test_texts_are_others_whenever_they_are_sent_again() -> None:
         sizes.add((len(request.raw_input_contents[0]), len(request.raw_input_contents[0].split())))
     assert len(seen) == 99
     assert len(sizes) == 1
-
-
-def test_readings_add_up_labels() -> None:
-    told = {
-        frozenset({("vfm", "a"), ("outcome", "served")}): 2.0,
-        frozenset({("vfm", "b"), ("outcome", "served")}): 3.0,
-    }
-    reading = Reading(1.0, {"fmplex_rows": told})
-    assert reading.value("fmplex_rows", outcome="served") == 5
-    assert reading.value("fmplex_rows", vfm="b") == 3
-    assert reading.value("fmplex_rows", vfm="c") == reading.value("fmplex_nothing") == 0
 
 
 def test_report(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from fmplex_backend.host.counts import FM_SERIES, VFM_SERIES
 from fmplex_backend.host.metrics import Meter
 from fmplex_tools import top_cli
 from fmplex_tools.top.figures import FmFigures, fm_figures, quantile
-from fmplex_tools.top.scrape import parse, scrape
+from fmplex_tools.top.scrape import FmScrape, Values, parse, scrape
 from fmplex_tools.top.view import COLUMNS, SORTS, screen, sort_vfms
 
 FIRST = """\
@@ -132,6 +132,15 @@ def test_counters_that_began_anew(figures: FmFigures) -> None:
 def test_one_look_has_no_rates() -> None:
     figures = fm_figures("minilm", None, parse(FIRST)["minilm"])
     assert figures.seconds == figures.rows_per_s == figures.busy == 0
+
+
+def test_values_add_up() -> None:
+    some = {"a": Values({("rows", "served"): 2.0, ("rows", "failed"): 1.0}), "b": Values({("rows", "served"): 3.0})}
+    rows = FmScrape(vfms=some)
+    assert rows.value("rows") == 6
+    assert rows.value("rows", label="served") == 5
+    assert rows.value("rows", vfm="a") == 3
+    assert rows.value("rows", vfm="c") == rows.value("nothing") == 0
 
 
 @pytest.mark.parametrize(

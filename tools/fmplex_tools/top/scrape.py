@@ -47,6 +47,16 @@ class FmScrape:
         """When the host read its values, in seconds since 1970."""
         return self.own.get("fmplex_snapshot_timestamp_seconds")
 
+    def value(self, name: str, *, vfm: str | None = None, label: str | None = None) -> float:
+        """The sum over the physical FM and its vFMs, or of one vFM; of one value of the third label, or of all."""
+        places = [self.own, *self.vfms.values()] if vfm is None else [self.vfms.get(vfm, Values())]
+        return sum(
+            value
+            for place in places
+            for (found, third), value in place.of.items()
+            if found == name and label in (None, third)
+        )
+
 
 def scrape(url: str, timeout: float = 10.0) -> dict[str, FmScrape]:
     """Physical FM → its metrics. Raises `Unavailable`, and `InvalidInput` where it is no FMplex server."""

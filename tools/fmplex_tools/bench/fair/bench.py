@@ -12,8 +12,9 @@ from rich.progress import Progress
 
 from fmplex_tools.bench.fair.arena import Arena
 from fmplex_tools.bench.fair.load import Load
-from fmplex_tools.bench.fair.meters import DEVICE_SECONDS, Reading, read
+from fmplex_tools.bench.fair.meters import DEVICE_SECONDS, read
 from fmplex_tools.bench.fair.streams import Stream, Traffic
+from fmplex_tools.top.scrape import FmScrape
 
 FM = "minilm"
 HEAD, LORA, FLOODER, OTHER = VFMS = ("news_topic", "tweet_sentiment", "film_polarity", "tweet_intensity")
@@ -42,8 +43,8 @@ class Phase:
     traffic: Traffic
     start: float
     end: float
-    before: Reading
-    after: Reading
+    before: FmScrape
+    after: FmScrape
     """Of the server's metrics, at both ends of the window."""
 
     @property
@@ -51,9 +52,9 @@ class Phase:
         """Length of the window."""
         return self.after.at - self.before.at
 
-    def gained(self, name: str, **labels: str) -> float:
-        """What the samples of ``name`` with these labels gained in the window."""
-        return self.after.value(name, **labels) - self.before.value(name, **labels)
+    def gained(self, name: str, vfm: str | None = None) -> float:
+        """What ``name`` gained in the window, of one vFM or in all."""
+        return self.after.value(name, vfm=vfm) - self.before.value(name, vfm=vfm)
 
     def charged(self, *vfms: str) -> float:
         """Seconds of device time in the window."""

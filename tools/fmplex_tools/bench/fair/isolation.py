@@ -107,7 +107,7 @@ def expired(bench: Bench) -> Outcome:
     asked = phase.traffic.of(OTHER, None)
     late = asked[asked["outcome"] == EXPIRED]
     ran = round(after.value(BATCH_ROWS) - before.value(BATCH_ROWS))
-    counted = round(after.value(ROWS, outcome="expired") - before.value(ROWS, outcome="expired"))
+    counted = round(after.value(ROWS, label="expired") - before.value(ROWS, label="expired"))
     answered = len(phase.traffic.rows)
     in_vain = max(ran - answered, rows_unanswered(phase.traffic.rows))
     title = f"deadline error, of {len(asked)}"
