@@ -33,6 +33,7 @@ WITHOUT_DEMO = "FMPLEX_TESTS_WITHOUT_DEMO"
 """Set it to leave out the demo's vFMs, which take minutes to build the first time."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With pytest-xdist one worker passes all live tests, which share a server, and the others need not wait for it."""
     for item in items:
