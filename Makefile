@@ -19,7 +19,7 @@ check: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	@$(BIN)/fmplex demo build
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: $(VENV)/.installed-test
 	@$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from support.live import LiveServer, serve
 from support.recipes import RECIPES, write_vfm
 from support.served import make_small_repository
 from support.tiny import make_tiny_bert
+from xdist.scheduler import LoadScopeScheduling
 
 from fmplex_tools.console import out
 from fmplex_tools.demo import ensure_demo
@@ -33,14 +35,17 @@ WITHOUT_DEMO = "FMPLEX_TESTS_WITHOUT_DEMO"
 """Set it to leave out the demo's vFMs, which take minutes to build the first time."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With pytest-xdist one worker passes all live tests, which share a server, and the others need not wait for it."""
-    for item in items:
-        if item.get_closest_marker("live"):
-            item.add_marker(pytest.mark.xdist_group("live"))
-    if hasattr(config, "workerinput"):  # in a worker, which is handed them in this order
-        items.sort(key=lambda item: item.get_closest_marker("live") is None)
+class LiveTogether(LoadScopeScheduling):  # type: ignore[misc]
+    """With pytest-xdist one process passes all live tests, which share a server, another one the modules of the rest."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "live" if nodeid.startswith("tests/live/") else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LiveTogether:
+    """The scopes with most tests, the live ones first of all, are begun first."""
+    return LiveTogether(config, log)
 
 
 @pytest.fixture(scope="session")
