@@ -36,7 +36,7 @@ WITHOUT_DEMO = "FMPLEX_TESTS_WITHOUT_DEMO"
 
 
 class LiveTogether(LoadScopeScheduling):  # type: ignore[misc]
-    """With pytest-xdist one process passes all live tests, which share a server, another one the modules of the rest."""
+    """With pytest-xdist one process passes all live tests, which share a server, another one all other modules."""
 
     def _split_scope(self, nodeid: str) -> str:
         return "live" if nodeid.startswith("tests/live/") else nodeid.partition("::")[0]
