@@ -23,6 +23,8 @@ class Generation:
     """Its packed file."""
     key: tuple[object, ...]
     """What it was made from; the same files and interface give the same key."""
+    signed_by: str | None = None
+    """The trusted key that has signed it; None where the physical FM has none, and no signature was looked at."""
     virtual_tokens: int = 0
     """Positions that its adapter's prompt takes in every row."""
     pinned: bool = False

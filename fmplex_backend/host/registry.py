@@ -28,6 +28,7 @@ from fmplex_backend.repository.golden import Golden, read_golden
 from fmplex_backend.repository.interface import check_interface
 from fmplex_backend.repository.layout import ports_of
 from fmplex_backend.repository.packed import pack, read_version
+from fmplex_backend.repository.signed import verified
 from fmplex_backend.repository.watch import Stamp, models
 
 THOROUGH_PART, THOROUGH_LEAST = 4, 64
@@ -202,12 +203,15 @@ class Registry:
         path = folder / str(version)
         if not path.is_dir():
             raise Refused(f"version_policy names it, but there is no folder {version}/")
-        content = read_version(path, folder, self._facts, self._settings.max_adapter_rank)
-        check_interface(config, content, self._fm_max_batch_size)
-        golden = read_golden(path, folder, content.artifact, content.width)
+        with verified(path, config.name, self._settings.trusted, self._work_dir) as (readable, signer):
+            content = read_version(readable, readable.parent, self._facts, self._settings.max_adapter_rank)
+            check_interface(config, content, self._fm_max_batch_size)
+            golden = read_golden(readable, readable.parent, content.artifact, content.width)
         self._generations += 1
         packed = self._work_dir / f"{self._generations}.safetensors"
-        generation = Generation(self._generations, config.name, version, content.artifact, content.width, packed, key)
+        generation = Generation(
+            self._generations, config.name, version, content.artifact, content.width, packed, key, signed_by=signer
+        )
         if content.adapter is not None:
             generation.virtual_tokens = content.adapter.virtual_tokens
         pack(content, packed)

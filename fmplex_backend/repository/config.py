@@ -20,6 +20,9 @@ from fmplex_backend.scheduling.policies import PolicyName
 CONFIG_FILE = "config.pbtxt"
 TOKEN_PREFIX = "sha256:"
 TOKENS_PATTERN = r"^(sha256:[0-9a-f]{64}(,sha256:[0-9a-f]{64})*)?$"
+KEY_PREFIX = "ed25519:"
+KEY_PATTERN = r"ed25519:[0-9a-f]{64}"
+"""A public key: its 32 bytes in hexadecimal."""
 BACKEND = "fmplex"
 
 _Settings = TypeVar("_Settings", bound="_Parameters")
@@ -71,6 +74,14 @@ class FMSettings(_Parameters):
     """Whether a GPU's forward passes are captured as graphs, one for each shape, that serve every mix of adapters."""
     policy: PolicyName = "fair"
     """Scheduling policy: weighted fair shares; the others are for comparison (see `fmplex_backend.scheduling`)."""
+    trusted_keys: Annotated[str, Field(pattern=f"^({KEY_PATTERN}(,{KEY_PATTERN})*)?$")] = ""
+    """Public keys, ``ed25519:HEX``, comma-separated (`fmplex task keygen`): versions that none of them has signed are
+    refused; empty: signed or not, all are served."""
+
+    @property
+    def trusted(self) -> frozenset[str]:
+        """The ``trusted_keys``, each."""
+        return frozenset(self.trusted_keys.split(",")) - {""}
 
     @property
     def ahead(self) -> bool:

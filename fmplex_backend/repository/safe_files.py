@@ -28,26 +28,33 @@ def inside(path: Path, root: Path) -> Path:
     return real
 
 
-def read_json(path: Path, root: Path) -> Any:
-    """The JSON value in ``path``. Raises `Refused` where it is too large or not JSON."""
+def read_bytes(path: Path, root: Path, limit: int) -> bytes:
+    """What is in ``path``. Raises `Refused` where that is more than ``limit`` bytes, or cannot be read."""
     real = inside(path, root)
     name = path.relative_to(root)
-    if real.stat().st_size > MAX_JSON_BYTES:
-        raise Refused(f"{name} is larger than {MAX_JSON_BYTES} bytes")
     try:
-        return json.loads(real.read_bytes())
+        if real.stat().st_size > limit:
+            raise Refused(f"{name} is larger than {limit} bytes")
+        return real.read_bytes()
+    except OSError as error:
+        raise Refused(f"{name} cannot be read: {error.strerror}") from None
+
+
+def read_json(path: Path, root: Path) -> Any:
+    """The JSON value in ``path``. Raises `Refused` where it is too large or not JSON."""
+    content = read_bytes(path, root, MAX_JSON_BYTES)
+    try:
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise Refused(f"{name} is not valid JSON: {error}") from None
+        raise Refused(f"{path.relative_to(root)} is not valid JSON: {error}") from None
 
 
 def read_tensors(path: Path, root: Path) -> dict[str, Array]:
     """Every tensor in a safetensors file, as fp32, all values finite. Raises `Refused`."""
-    real = inside(path, root)
+    content = read_bytes(path, root, MAX_TENSOR_BYTES)
     name = path.relative_to(root)
-    if real.stat().st_size > MAX_TENSOR_BYTES:
-        raise Refused(f"{name} is larger than {MAX_TENSOR_BYTES} bytes")
     try:
-        entries = safetensors.deserialize(real.read_bytes())  # type: ignore[no-untyped-call]
+        entries = safetensors.deserialize(content)  # type: ignore[no-untyped-call]
     except Exception as error:  # the library has no public base class for its errors
         raise Refused(f"{name} is not a whole safetensors file: {error}") from None
     # Sorted, because the library's order varies: a broken file is always refused in the same words.

@@ -23,7 +23,7 @@ PLAIN = Recipe(outputs=2)
 class Site:
     """A repository, its registry, and the engine that holds what the registry loads."""
 
-    def __init__(self, folder: Path, backbone: Path) -> None:
+    def __init__(self, folder: Path, backbone: Path, *, trusted_keys: str = "") -> None:
         self.repository, self.backbone = folder / "repository", backbone
         (self.repository / "minilm").mkdir(parents=True)
         (self.repository / "minilm/config.pbtxt").write_text('backend: "fmplex" max_batch_size: 64')
@@ -32,7 +32,7 @@ class Site:
         self.dispatcher = Dispatcher(FifoQueue(8, UNKNOWN), [self.engine], _answer, self.log.append)  # type: ignore[list-item]
         facts = self.dispatcher.start()
         (folder / "work").mkdir()
-        settings = FMSettings(backbone="tiny", ports=16)
+        settings = FMSettings(backbone="tiny", ports=16, trusted_keys=trusted_keys)
         self.registry = Registry(
             self.repository,
             "minilm",

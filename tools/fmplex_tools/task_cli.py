@@ -1,4 +1,7 @@
-"""``fmplex task``: make, train, import, list, change and remove vFMs. A thin layer over `fmplex_tools.tasks`."""
+"""``fmplex task``: make, train, import, list, change and remove vFMs. A thin layer over `fmplex_tools.tasks`.
+
+Its commands about signatures are in `fmplex_tools.task_sign_cli`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typer.core import TyperGroup
 
 from fmplex_backend.errors import FMplexError, InvalidInput
 from fmplex_backend.repository.artifact import EncoderSpec
+from fmplex_tools import task_sign_cli
 from fmplex_tools.console import DEFAULT_REPOSITORY, err, fail, out
 from fmplex_tools.tasks import (
     Columns,
@@ -55,6 +59,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(task_sign_cli.app)
 
 
 class KindName(str, Enum):
@@ -116,6 +121,9 @@ Threshold = Annotated[float, typer.Option("--threshold", help="Multi-label: prob
 Separator = Annotated[str, typer.Option("--separator", help="Multi-label: between labels.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of split and training.")]
 Weight = Annotated[float | None, typer.Option("--weight", help="Share of the device (default 1).")]
+SignWith = Annotated[
+    Path | None, typer.Option("--sign-with", metavar="KEY", help="Private key to sign the version with.")
+]
 
 
 @app.command("create")
@@ -151,6 +159,7 @@ def create(
     separator: Separator = "|",
     seed: Seed = 0,
     weight: Weight = None,
+    sign_with: SignWith = None,
 ) -> None:
     """Train a new vFM from data and put it into the repository, on the lowest free port.
 
@@ -178,7 +187,8 @@ def create(
     )
     examples = _read(data, test, Columns(text, label, pair, group, split))
     parameters = {} if weight is None else {"weight": f"{weight:g}"}
-    _run("create_task", repository, name, examples, chosen, fm=fm, parameters=parameters)
+    key = _key(sign_with)
+    _run("create_task", repository, name, examples, chosen, fm=fm, parameters=parameters, sign_with=key)
 
 
 @app.command("train")
@@ -208,6 +218,7 @@ def train(
     min_label_rows: MinLabelRows = None,
     separator: Separator = "|",
     seed: Seed = 0,
+    sign_with: SignWith = None,
 ) -> None:
     """Train a new version of a vFM. Kind, labels, inputs and encoder stay; older versions stay to go back to.
 
@@ -238,7 +249,7 @@ def train(
         seed=seed,
     )
     examples = _read(data, test, Columns(text, label, pair, group, split))
-    _run("train_task", repository, name, examples, chosen)
+    _run("train_task", repository, name, examples, chosen, sign_with=_key(sign_with))
     if info.pinned:
         out.print(
             f"version {info.version} is pinned and goes on being served; `fmplex task set {name} --version latest`"
@@ -262,6 +273,7 @@ def import_(
     lowercase: Lowercase = None,
     pair: Annotated[bool, typer.Option("--pair", help="Takes two texts.")] = False,
     weight: Weight = None,
+    sign_with: SignWith = None,
 ) -> None:
     """Serve an existing PEFT checkpoint, unchanged: task types SEQ_CLS, TOKEN_CLS and FEATURE_EXTRACTION.
 
@@ -284,7 +296,8 @@ def import_(
         encoder=encoder,
     )
     parameters = {} if weight is None else {"weight": f"{weight:g}"}
-    result = import_task(repository, name, checkpoint, options, fm=fm, parameters=parameters)
+    key = _key(sign_with)
+    result = import_task(repository, name, checkpoint, options, fm=fm, parameters=parameters, sign_with=key)
     out.print(result_table(result))
     if (trained_on := base_model_of(checkpoint)) not in (None, result.artifact.backbone.name):
         out.print(
@@ -471,6 +484,14 @@ def _read(data: Path, test: Path | None, columns: Columns) -> Examples:
     if columns.split is not None or columns.group is not None:
         raise InvalidInput("--test gives the held-out rows itself; leave out --split and --group")
     return join_test(examples, read_examples(test, columns))
+
+
+def _key(sign_with: Path | None) -> Any:
+    if sign_with is None:
+        return None
+    from fmplex_tools.tasks.signing import load_key
+
+    return load_key(sign_with)
 
 
 def _run(verb: str, repository: Path, name: str, examples: Examples, options: TaskOptions, **more: Any) -> None:

@@ -9,7 +9,7 @@
     result = create_task(Path("model_repository"), "mail_folder", examples, TaskOptions(max_rows=2000))
     print(result.artifact.quality)
 
-What trains is imported only when it is used: listing or removing a vFM loads no torch.
+What trains or signs is imported only when it is used: listing or removing a vFM loads no torch.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from fmplex_tools.tasks.options import LoraOptions, TaskOptions
 if TYPE_CHECKING:
     from fmplex_tools.tasks.api import TaskResult, create_task, train_task
     from fmplex_tools.tasks.importing import import_task
+    from fmplex_tools.tasks.signing import load_key, make_key, sign_task, verify_task
 
 __all__ = [
     "Columns",
@@ -46,21 +47,29 @@ __all__ = [
     "create_task",
     "import_task",
     "list_tasks",
+    "load_key",
+    "make_key",
     "read_examples",
     "release_task",
     "remove_task",
     "revoke_tokens",
     "set_task",
     "show_task",
+    "sign_task",
     "train_task",
+    "verify_task",
 ]
 
-_NEEDS_TORCH = {"TaskResult": "api", "create_task": "api", "train_task": "api", "import_task": "importing"}
+_LATE = {
+    **dict.fromkeys(("TaskResult", "create_task", "train_task"), "api"),
+    "import_task": "importing",
+    **dict.fromkeys(("load_key", "make_key", "sign_task", "verify_task"), "signing"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _NEEDS_TORCH:
+    if name in _LATE:
         from importlib import import_module
 
-        return getattr(import_module(f"fmplex_tools.tasks.{_NEEDS_TORCH[name]}"), name)
+        return getattr(import_module(f"fmplex_tools.tasks.{_LATE[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from fmplex_backend.errors import FMplexError, InvalidInput, Refused
@@ -29,6 +30,7 @@ from fmplex_tools.tasks.kinds import Targets, encode
 from fmplex_tools.tasks.options import TaskOptions
 from fmplex_tools.tasks.prepare import Prepared, prepare_data
 from fmplex_tools.tasks.progress import Reporter
+from fmplex_tools.tasks.signing import sign_version
 from fmplex_tools.tasks.training import token_tags, train_lora
 
 DEFAULT_DIMENSIONS = 128
@@ -83,11 +85,13 @@ def create_task(
     parameters: dict[str, str] | None = None,
     backbone: Backbone | None = None,
     reporter: Reporter | None = None,
+    sign_with: Ed25519PrivateKey | None = None,
 ) -> TaskResult:
     """Train a new vFM on ``examples`` and put it into ``repository`` on the lowest free port of ``fm``.
 
-    ``parameters`` is its policy (``weight``, ``max_queue_size`` …), ``backbone`` one that is loaded already. Raises
-    `FMplexError` naming what is wrong, before anything is written where that can be told before.
+    ``parameters`` is its policy (``weight``, ``max_queue_size`` …), ``backbone`` one that is loaded already,
+    ``sign_with`` the key that the version is signed with before anybody sees it. Raises `FMplexError` naming what is
+    wrong, before anything is written where that can be told before.
     """
     started = time.monotonic()
     options = options or TaskOptions()
@@ -102,6 +106,8 @@ def create_task(
     artifact, learned = _learn(backbone, prepared, options, reporter or Reporter())
     with publish.staged(repository) as scratch:
         width = _write_checked(scratch, artifact, learned, prepared, backbone, settings.max_adapter_rank)
+        if sign_with is not None:
+            sign_version(scratch / "version", name, sign_with)
         size = _bytes(scratch / "version")
         port = publish.publish_vfm(
             repository,
@@ -125,6 +131,7 @@ def train_task(
     *,
     backbone: Backbone | None = None,
     reporter: Reporter | None = None,
+    sign_with: Ed25519PrivateKey | None = None,
 ) -> TaskResult:
     """Train a new version of the vFM ``name``; the versions before it stay, to go back to.
 
@@ -149,6 +156,8 @@ def train_task(
             raise InvalidInput(
                 f"vFM {name!r} has {info.width} outputs, the new version {width}; pass --dimensions {info.width}"
             )
+        if sign_with is not None:
+            sign_version(scratch / "version", name, sign_with)
         size = _bytes(scratch / "version")
         version = publish.publish_version(repository, name, scratch / "version")
     return _result(name, version, None, artifact, learned, prepared, size, started)

@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from fmplex_backend.errors import FMplexError, InvalidInput, NotFound, Refused
 from fmplex_backend.heads.projections import transformers_head
 from fmplex_backend.repository.artifact import ADAPTER_DIR, Artifact, EncoderSpec, Kind, Pooling
@@ -33,6 +35,7 @@ from fmplex_tools.tasks.api import TaskResult, model_batch_size
 from fmplex_tools.tasks.artifact_writer import now, write_artifact, write_golden
 from fmplex_tools.tasks.backbone import Backbone, check_length, load_backbone, read_settings
 from fmplex_tools.tasks.golden import make_golden
+from fmplex_tools.tasks.signing import sign_version
 
 TaskType = Literal["SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION"]
 TASK_TYPES: tuple[TaskType, ...] = ("SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION")
@@ -69,6 +72,7 @@ def import_task(
     fm: str = "minilm",
     parameters: dict[str, str] | None = None,
     backbone: Backbone | None = None,
+    sign_with: Ed25519PrivateKey | None = None,
 ) -> TaskResult:
     """Publish the PEFT checkpoint in the folder ``checkpoint`` as the new vFM ``name``.
 
@@ -92,6 +96,8 @@ def import_task(
         write_artifact(version, artifact)
         width = _check(version, backbone, settings.max_adapter_rank)
         write_golden(version, make_golden(version, artifact, backbone))
+        if sign_with is not None:
+            sign_version(version, name, sign_with)
         size = sum(path.stat().st_size for path in version.rglob("*") if path.is_file())
         port = publish.publish_vfm(
             repository,
