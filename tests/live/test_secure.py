@@ -1,8 +1,10 @@
-"""``fmplex serve --secure`` and tokens: who asks for what, by which way, and is answered how."""
+"""``fmplex serve --secure``, tokens and signatures: who asks for what, by which way, and what may answer."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +17,14 @@ import tritonclient.grpc as grpc
 import tritonclient.http as http
 import trustme
 from support.live import ask, wait_for
+from support.recipes import RECIPES, publish, stage, write_vfm
 from support.served import Served, make_small_repository, run, serving
 from tritonclient.utils import InferenceServerException
 
+from fmplex_backend.repository.config import CONFIG_FILE, read_config, write_config
 from fmplex_client import Client, InvalidRequest
 from fmplex_tools.serving import fetch_status
+from fmplex_tools.tasks import load_key, make_key, sign_task
 
 pytestmark = pytest.mark.live
 
@@ -29,13 +34,14 @@ TOKEN = "x-fmplex-token"
 
 @dataclass(frozen=True)
 class Secured:
-    """A secure server with the vFMs ``good``, which has a token, and its certificates."""
+    """A secure server with the vFM ``good``, which has a token and is signed, and its certificates."""
 
     served: Served
     repository: Path
     token: str
     admin_key: str
     root: Path
+    signing_key: Path
 
     def grpc(self) -> Any:
         """A client that trusts the server's root."""
@@ -64,6 +70,11 @@ def secured(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path, certi
     made = run("task", "token", "good", "-r", str(repository))
     assert made.returncode == 0, made.stderr
     token = made.stdout.strip()
+    signing_key = repository.parent / "release.pem"
+    config = read_config(repository / "tiny" / CONFIG_FILE)
+    config.parameters["trusted_keys"].string_value = make_key(signing_key)
+    write_config(repository / "tiny" / CONFIG_FILE, config)
+    sign_task(repository, "good", load_key(signing_key))
     options = [
         "--secure",
         "--tls-cert",
@@ -76,7 +87,8 @@ def secured(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path, certi
         [line] = (line for line in served.printed.splitlines() if "only with the admin key of" in line)
         key_file = Path(line.rpartition(" of ")[2].strip(" │"))
         assert key_file.stat().st_mode & 0o777 == 0o600
-        yield Secured(served, repository, token, key_file.read_text().strip(), certificates / "root.pem")
+        admin_key = key_file.read_text().strip()
+        yield Secured(served, repository, token, admin_key, certificates / "root.pem", signing_key)
     assert not key_file.exists()
 
 
@@ -148,6 +160,43 @@ def test_our_client_and_plain_ones(secured: Secured) -> None:
     )
     with channel, pytest.raises(grpc_core.FutureTimeoutError):
         grpc_core.channel_ready_future(channel).result(timeout=3)
+
+
+def test_only_what_is_signed_is_served(secured: Secured, tiny_backbone: Path) -> None:
+    """Refused while nobody has signed it, then served, and still served when a version comes that is not as signed."""
+    repository, name = secured.repository, "sealed"
+    folder = write_vfm(repository, name, 2, RECIPES["bare_two"], tiny_backbone, fm="tiny")
+
+    def record() -> dict[str, Any]:
+        found = (vfm for vfm in fetch_status(secured.served.http, "tiny")["vfms"] if vfm["name"] == name)
+        return next(found, {"state": None, "reason": None})
+
+    def version() -> int | None:
+        try:
+            with secured.grpc() as client:
+                answered: int = ask(client, name, ["hello"])["info"][0]["version"]
+                return answered
+        except InferenceServerException:
+            return None
+
+    assert "version 1: it is not signed" in wait_for(lambda: record()["reason"], 30, "it is refused")
+    assert version() is None
+    signed = run("task", "sign", name, "--key", str(secured.signing_key), "-r", str(repository))
+    assert signed.returncode == 0, signed.stderr
+    wait_for(lambda: version() == 1, 30, "it is served")
+    assert record()["signed_by"] in signed.stdout
+
+    second = shutil.copytree(folder / "1", stage(repository, name) / "2")
+    with (second / "head.safetensors").open("r+b") as head:
+        head.seek(-1, os.SEEK_END)
+        head.write(b"\x00")
+    publish(second, folder / "2")
+    told = wait_for(lambda: record()["reason"], 30, "it is refused")
+    assert told.startswith("vFM 'sealed': version 2: it is not what ed25519:")
+    assert told.endswith("has signed: head.safetensors was changed")
+    assert (record()["state"], version()) == ("serving", 1)
+    (folder / "1").rename(folder / "3")  # a way back
+    wait_for(lambda: version() == 3, 30, "version 1 is served as version 3")
 
 
 def test_tokens_come_and_go_while_it_serves(secured: Secured) -> None:

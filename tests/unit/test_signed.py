@@ -79,7 +79,7 @@ def outcome(version: Path, trusted: frozenset[str]) -> Signature | str:
         return str(error)
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from([*FILES, SIGNATURE_FILE]), place=st.integers(0, 2000), flip=st.integers(1, 255))
 def test_any_byte(version: Path, trusted: frozenset[str], name: str, place: int, flip: int) -> None:
     """A byte of any file; in the signature's own file white space may change."""
@@ -99,7 +99,7 @@ def test_any_byte(version: Path, trusted: frozenset[str], name: str, place: int,
         assert after == before
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     old=st.sampled_from(sorted(FILES)),
     new=st.text("abc.-_ ", min_size=1, max_size=6),

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -27,16 +28,27 @@ from typer.testing import CliRunner
 
 from fmplex_backend.errors import InvalidInput, NotFound, Refused
 from fmplex_backend.repository.artifact import EncoderSpec
-from fmplex_backend.repository.config import CONFIG_FILE
+from fmplex_backend.repository.config import CONFIG_FILE, read_config, write_config
 from fmplex_backend.repository.golden import read_golden
 from fmplex_tools.task_cli import app
-from fmplex_tools.tasks import Examples, LoraOptions, TaskOptions, create_task, import_task, show_task, train_task
+from fmplex_tools.tasks import (
+    Examples,
+    LoraOptions,
+    TaskOptions,
+    create_task,
+    import_task,
+    make_key,
+    show_task,
+    train_task,
+    verify_task,
+)
 from fmplex_tools.tasks.backbone import Backbone
 from fmplex_tools.tasks.evaluate import micro_f1, nearest_neighbour
 from fmplex_tools.tasks.heads import fit_head
 from fmplex_tools.tasks.importing import ImportOptions
 from fmplex_tools.tasks.kinds import Targets
 from fmplex_tools.tasks.publish import staging_root
+from fmplex_tools.tasks.signing import public_key
 
 GOOD, BAD, FILLER = ("good", "great", "fine"), ("bad", "poor", "awful"), ("film", "food", "day", "book", "game", "song")
 SHORT = TaskOptions(encoder=EncoderSpec(max_length=12))
@@ -248,7 +260,9 @@ def test_a_checkpoint_is_imported_unchanged(repository: Path, backbone: Backbone
         assert (repository / "three" / "1" / "adapter" / name).read_bytes() == (checkpoint / name).read_bytes()
     assert show_task(repository, "three").width == 3
     (checkpoint / "config.json").write_text('{"id2label": {"1": "y", "0": "x", "2": "z"}}')
-    named = import_task(repository, "named", checkpoint, fm="toy", backbone=backbone)
+    key = Ed25519PrivateKey.generate()
+    named = import_task(repository, "named", checkpoint, fm="toy", backbone=backbone, sign_with=key)
+    assert verify_task(repository, "named", frozenset([public_key(key)]))
     assert (named.artifact.labels, named.port) == (("x", "y", "z"), 1)
     vector = _checkpoint(backbone, tmp_path / "vec", TaskType.FEATURE_EXTRACTION)
     made = import_task(repository, "vector", vector, ImportOptions(pooling="cls"), fm="toy", backbone=backbone)
@@ -280,11 +294,19 @@ def test_the_command_makes_a_task_from_a_file(repository: Path, tmp_path: Path) 
     data.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in _rows()))
     run = CliRunner(env={"COLUMNS": "200"})
     common = ["polarity", "-d", str(data), "--text", "text", "--label", "label", "-r", str(repository)]
-    made = run.invoke(app, ["create", *common, "--fm", "toy", "--max-length", "12", "--weight", "4"])
+    trusted = frozenset([make_key(tmp_path / "key.pem")])
+    sign = ["--sign-with", str(tmp_path / "key.pem")]
+    made = run.invoke(app, ["create", *common, "--fm", "toy", "--max-length", "12", "--weight", "4", *sign])
     assert made.exit_code == 0, made.output
+    assert verify_task(repository, "polarity", trusted)
     assert "accuracy" in made.output
     assert "majority label" in made.output
-    assert run.invoke(app, ["train", *common, "--adapter", "lora", "--epochs", "1"]).exit_code == 0
+    config = read_config(repository / "toy" / CONFIG_FILE)
+    config.parameters["trusted_keys"].string_value = min(trusted)
+    write_config(repository / "toy" / CONFIG_FILE, config)
+    trained = run.invoke(app, ["train", *common, "--adapter", "lora", "--epochs", "1"])
+    assert trained.exit_code == 0
+    assert "serves this version when one of them has signed it" in trained.output
     info = show_task(repository, "polarity")
     assert info.version == 2
     assert info.policy is not None

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from fmplex_backend.errors import FMplexError, InvalidInput
 from fmplex_backend.repository.artifact import EncoderSpec
+from fmplex_backend.repository.config import fm_settings
 from fmplex_tools import task_sign_cli
 from fmplex_tools.console import DEFAULT_REPOSITORY, err, fail, out
 from fmplex_tools.tasks import (
@@ -35,6 +36,9 @@ from fmplex_tools.tasks import (
 from fmplex_tools.tasks.options import DEFAULT_MAX_LENGTH
 from fmplex_tools.tasks.show import info_table, result_table, tasks_table
 from fmplex_tools.tasks.split import join_test
+
+if TYPE_CHECKING:
+    from fmplex_tools.tasks import TaskResult
 
 
 class Group(TyperGroup):
@@ -298,7 +302,7 @@ def import_(
     parameters = {} if weight is None else {"weight": f"{weight:g}"}
     key = _key(sign_with)
     result = import_task(repository, name, checkpoint, options, fm=fm, parameters=parameters, sign_with=key)
-    out.print(result_table(result))
+    _tell(repository, result, signed=key is not None)
     if (trained_on := base_model_of(checkpoint)) not in (None, result.artifact.backbone.name):
         out.print(
             f"[yellow]note:[/] the checkpoint says it was trained on {trained_on!r}; make sure that physical FM {fm!r} "
@@ -503,4 +507,15 @@ def _run(verb: str, repository: Path, name: str, examples: Examples, options: Ta
 
     with progress_bars(out) as progress:
         result = getattr(api, verb)(repository, name, examples, options, reporter=Reporter(progress, name), **more)
+    _tell(repository, result, signed=more["sign_with"] is not None)
+
+
+def _tell(repository: Path, result: TaskResult, *, signed: bool) -> None:
     out.print(result_table(result))
+    fm = str(show_task(repository, result.name).fm)
+    if not signed and fm_settings(repository / fm).trusted:
+        out.print(
+            f"[yellow]note:[/] physical FM {fm!r} has trusted_keys, and serves this version when one of them has "
+            f"signed it: `fmplex task sign {result.name} --version {result.version} --key FILE`",
+            soft_wrap=True,
+        )
