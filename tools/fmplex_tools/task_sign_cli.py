@@ -27,9 +27,11 @@ def keygen(file: Annotated[Path, typer.Argument(help="Where the private key goes
     from fmplex_tools.tasks.signing import make_key
 
     public = make_key(file)
-    err.print(f"{file} is the private key, {file}.pub the public one; a physical FM that has it in its config.pbtxt as")
+    err.print(
+        f"{file} is the private key, {file}.pub the public one. With this line in its config.pbtxt,", soft_wrap=True
+    )
+    err.print("a physical FM serves only what the key has signed:")
     out.print(f'parameters {{ key: "trusted_keys" value {{ string_value: "{public}" }} }}', soft_wrap=True)
-    err.print("serves only what this key has signed")
 
 
 @app.command("sign")
