@@ -33,16 +33,18 @@ class AsyncClient:
         timeout: float = 30.0,
         *,
         token: str = "",
+        tls_ca: str = "",
         retry: Retry | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         rng: Callable[[], float] = random_unit,
     ) -> None:
-        check_protocol(protocol)
+        check_protocol(protocol, tls_ca)
         host_port(url)
         self.timeout = timeout
         self._url = url
         self._protocol = protocol
         self._token = token
+        self._tls_ca = tls_ca
         self._retry = retry or Retry()
         self._sleep = sleep
         self._rng = rng
@@ -145,7 +147,7 @@ class AsyncClient:
         if self._closed:
             raise FMplexClientError("the client is closed")
         if self._connected is None:  # not in __init__: aiohttp and grpc.aio want a running event loop
-            self._connected = connect(self._url, self._protocol)
+            self._connected = connect(self._url, self._protocol, self._tls_ca)
         return self._connected
 
     async def _run(self, requests: Sequence[Request], deadline: Deadline) -> list[Answer]:

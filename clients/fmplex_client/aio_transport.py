@@ -13,7 +13,7 @@ from tritonclient.utils import InferenceServerException
 
 from fmplex_client.errors import DeadlineExceeded, FMplexClientError, ServerUnavailable
 from fmplex_client.retry import micros
-from fmplex_client.wire import CHANNEL_ARGS, Request, Response, decode, encode, host_port, translate
+from fmplex_client.wire import CHANNEL_ARGS, Request, Response, decode, encode, host_port, tls, translate
 
 _T = TypeVar("_T")
 
@@ -81,9 +81,9 @@ class AsyncHttpTransport:
 class AsyncGrpcTransport:
     """gRPC; made inside a running event loop."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tls_ca: str = "") -> None:
         host_port(url)
-        self._client = tritonclient.grpc.aio.InferenceServerClient(url, channel_args=CHANNEL_ARGS)
+        self._client = tritonclient.grpc.aio.InferenceServerClient(url, channel_args=CHANNEL_ARGS, **tls(tls_ca))
 
     async def infer(self, request: Request, timeout: float) -> Response:
         """See `AsyncTransport`."""
@@ -108,8 +108,8 @@ class AsyncGrpcTransport:
         await self._client.close()
 
 
-def connect(url: str, protocol: str) -> AsyncTransport:
+def connect(url: str, protocol: str, tls_ca: str = "") -> AsyncTransport:
     """The transport for ``protocol``."""
     if asyncio.get_running_loop().is_closed():
         raise FMplexClientError("the event loop is closed")
-    return AsyncGrpcTransport(url) if protocol == "grpc" else AsyncHttpTransport(url)
+    return AsyncGrpcTransport(url, tls_ca) if protocol == "grpc" else AsyncHttpTransport(url)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from fmplex_client.errors import FMplexClientError, InvalidRequest, ServerError, UnknownTask
@@ -16,10 +17,14 @@ STATUS_OUTPUT = "status"
 """Output of a physical FM that tells what it serves."""
 
 
-def check_protocol(protocol: str) -> None:
-    """Raises `InvalidRequest` unless it is one that the clients speak."""
+def check_protocol(protocol: str, tls_ca: str) -> None:
+    """Raises `InvalidRequest` unless the clients speak it, with TLS where there is a ``tls_ca``."""
     if protocol not in ("http", "grpc"):
         raise InvalidRequest(f"protocol {protocol!r}: it is 'http' or 'grpc'")
+    if tls_ca and protocol == "http":
+        raise InvalidRequest("tls_ca goes with protocol 'grpc': Triton has no TLS for HTTP")
+    if tls_ca and not Path(tls_ca).is_file():
+        raise InvalidRequest(f"tls_ca {tls_ca!r}: there is no such file")
 
 
 def plan(

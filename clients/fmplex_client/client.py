@@ -25,7 +25,8 @@ class Client:
 
     One client may be used by any number of threads at a time. It opens connections when they are needed, so it can be
     made before the server is up. ``timeout`` (seconds) is how long a call may take in all, retries included, unless
-    the call says otherwise. ``token`` is for vFMs that answer only to tokens; it goes with every request::
+    the call says otherwise. ``token`` is for vFMs that answer only to tokens; it goes with every request.
+    ``tls_ca`` is for gRPC to a server with TLS: the PEM file of who vouches for its certificate::
 
         with Client("127.0.0.1:8000") as client:
             [answer] = client.predict("review_polarity", ["a wonderful film"])
@@ -39,17 +40,18 @@ class Client:
         timeout: float = 30.0,
         *,
         token: str = "",
+        tls_ca: str = "",
         retry: Retry | None = None,
         sleep: Callable[[float], None] = time.sleep,
         rng: Callable[[], float] = random_unit,
     ) -> None:
-        check_protocol(protocol)
+        check_protocol(protocol, tls_ca)
         self.timeout = timeout
         self._token = token
         self._retry = retry or Retry()
         self._sleep = sleep
         self._rng = rng
-        self._transport = connect(url, protocol)
+        self._transport = connect(url, protocol, tls_ca)
         self._lock = threading.Lock()
         self._tasks: dict[str, Task] = {}
 

@@ -20,7 +20,7 @@ from tritonclient.utils import InferenceServerException
 
 from fmplex_client.errors import DeadlineExceeded, FMplexClientError, ServerUnavailable, error_from
 from fmplex_client.retry import micros
-from fmplex_client.wire import CHANNEL_ARGS, Request, Response, decode, encode, host_port, translate
+from fmplex_client.wire import CHANNEL_ARGS, Request, Response, decode, encode, host_port, tls, translate
 
 
 class Transport(Protocol):
@@ -145,10 +145,10 @@ class HttpTransport:
 class GrpcTransport:
     """gRPC over one channel."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tls_ca: str = "") -> None:
         host_port(url)
         self._closed = False
-        self._client = tritonclient.grpc.InferenceServerClient(url, channel_args=CHANNEL_ARGS)
+        self._client = tritonclient.grpc.InferenceServerClient(url, channel_args=CHANNEL_ARGS, **tls(tls_ca))
 
     def infer(self, request: Request, timeout: float) -> Response:
         """See `Transport`."""
@@ -205,6 +205,6 @@ def _message(body: bytes) -> str:
         return body.decode(errors="replace").strip()[:500]
 
 
-def connect(url: str, protocol: str) -> Transport:
+def connect(url: str, protocol: str, tls_ca: str = "") -> Transport:
     """The transport for ``protocol``."""
-    return GrpcTransport(url) if protocol == "grpc" else HttpTransport(url)
+    return GrpcTransport(url, tls_ca) if protocol == "grpc" else HttpTransport(url)

@@ -135,6 +135,11 @@ def decode(result: Any) -> Response:
     return Response(tensors)
 
 
+def tls(ca: str) -> dict[str, Any]:
+    """Arguments of tritonclient's gRPC clients for a server whose certificate the PEM file ``ca`` vouches for."""
+    return {"ssl": True, "root_certificates": ca} if ca else {}
+
+
 def _outputs(response: Any) -> Any:
     return response["outputs"] if isinstance(response, dict) else response.outputs
 

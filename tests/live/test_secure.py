@@ -150,6 +150,13 @@ def test_our_client_and_plain_ones(secured: Secured) -> None:
         assert "access_tokens" not in json.dumps(client.status("tiny"))
     with Client(served.http) as client, pytest.raises(InvalidRequest, match="answers only to its tokens"):
         client.predict("good", ["hello"])
+    secure_grpc = f"localhost:{served.ports[1]}"
+    with Client(secure_grpc, "grpc", token=secured.token, tls_ca=str(secured.root)) as client:
+        assert client.predict("good", ["hello"])
+    asked = ["health", "good", "--protocol", "grpc", "--url", secure_grpc, "--tls-ca", str(secured.root)]
+    assert run(*asked, "--token", secured.token).returncode == 0
+    refused = run(*asked)
+    assert (refused.returncode, "answers only to its tokens" in refused.stdout) == (1, True), refused
     # no TLS, no answer
     with grpc.InferenceServerClient(f"localhost:{served.ports[1]}") as plain:
         assert answer_of(plain.is_server_live) != "answered"

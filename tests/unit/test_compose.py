@@ -13,6 +13,7 @@ import pytest
 import typer
 import yaml
 
+from fmplex_tools.health_cli import health
 from fmplex_tools.serve_cli import serve
 
 if sys.version_info >= (3, 11):
@@ -132,6 +133,16 @@ def test_command_is_one_that_serve_understands(compose: dict[str, Any]) -> None:
     with typer.main.get_command(app).make_context("serve", list(arguments)) as context:
         assert context.params["repository"] == Path("/workspace/model_repository")
         assert context.params["host"] == "0.0.0.0"
+
+
+def test_health_check_is_a_command_that_ends_before_it_is_given_up(compose: dict[str, Any]) -> None:
+    check = compose["services"]["fmplex"]["healthcheck"]
+    _, *command = check["test"]
+    assert command[:2] == ["fmplex", "health"]
+    app = typer.Typer()
+    app.command()(health)
+    with typer.main.get_command(app).make_context("health", command[2:]) as context:
+        assert context.params["timeout"] < float(check["timeout"].removesuffix("s"))
 
 
 def test_container_does_not_run_as_root(dockerfile: list[tuple[str, str]]) -> None:

@@ -28,6 +28,11 @@ from fmplex_client import (
 from fmplex_client.results import Result
 from fmplex_client.wire import Protocol
 
+Url = Annotated[str, typer.Option(help="HOST:PORT; by default 127.0.0.1 and the protocol's port.")]
+ProtocolName = Annotated[str, typer.Option("--protocol", help="http or grpc.")]
+Token = Annotated[str, typer.Option(envvar="FMPLEX_TOKEN", help="For vFMs that answer only to tokens.")]
+TlsCa = Annotated[str, typer.Option(help="With grpc, for `serve --secure`: who vouches for its certificate, PEM.")]
+
 
 def protocol_of(name: str) -> Protocol:
     """``http`` or ``grpc``. Raises `InvalidInput`."""
@@ -49,8 +54,10 @@ def infer(
     pair: Annotated[
         list[str] | None, typer.Option(help="Second text, one for each TEXT, for tasks that take pairs.")
     ] = None,
-    url: Annotated[str, typer.Option(help="HOST:PORT; by default 127.0.0.1 and the protocol's port.")] = "",
-    protocol: Annotated[str, typer.Option(help="http or grpc.")] = "http",
+    url: Url = "",
+    protocol: ProtocolName = "http",
+    token: Token = "",
+    tls_ca: TlsCa = "",
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text, a line each.")] = False,
     info: Annotated[bool, typer.Option("--info", help="Show where each answer comes from.")] = False,
@@ -71,7 +78,7 @@ def infer(
     try:
         spoken = protocol_of(protocol)
         rows = list(_read(texts))
-        with Client(url or default_url(spoken), spoken, timeout=timeout) as client:
+        with Client(url or default_url(spoken), spoken, timeout, token=token, tls_ca=tls_ca) as client:
             answers: list[Answer] = client.predict(task, rows, text_pairs=pair or None)
     except (FMplexClientError, InvalidInput) as error:
         errors.print(f"[red]error:[/] {type(error).__name__}: {escape(str(error))}", highlight=False)

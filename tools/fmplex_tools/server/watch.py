@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from fmplex_backend.errors import FMplexError
 from fmplex_tools.serving import fetch_status
-from fmplex_tools.top.scrape import scrape
+from fmplex_tools.top.scrape import TOLD_AT, scrape
 
 _DEAD = "is not healthy"
 """Triton says so of a stub whose process has ended."""
@@ -46,12 +46,20 @@ def trouble(http: str, metrics: str, fms: Iterable[str], timeout: float) -> Trou
             return Trouble(str(error), _DEAD in str(error))
         loaded.append(fm)
     try:
-        told = scrape(f"http://{metrics}/metrics", timeout)
+        silent = silences(metrics, timeout)
     except FMplexError as error:
         return Trouble(str(error)) if loaded else None
+    return next((Trouble(reason) for fm in loaded if (reason := silent.get(fm))), None)
+
+
+def silences(metrics: str, timeout: float) -> dict[str, str | None]:
+    """Every physical FM that has told metrics at ``metrics`` (host:port) → what is wrong if that was too long ago.
+
+    Raises `Unavailable`, and `InvalidInput` where there is none.
+    """
+    told = scrape(f"http://{metrics}/metrics", timeout, TOLD_AT)
     now = time.time()
-    for fm in loaded:
-        at = told[fm].at if fm in told else 0.0
-        if at and now - at > OLDEST:
-            return Trouble(f"physical FM {fm!r} has told no metrics for {now - at:.0f} s")
-    return None
+    return {
+        fm: f"physical FM {fm!r} has told no metrics for {now - of.at:.0f} s" if now - of.at > OLDEST else None
+        for fm, of in told.items()
+    }

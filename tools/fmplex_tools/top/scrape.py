@@ -12,6 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from fmplex_backend.errors import InvalidInput, Unavailable
 
 PREFIX = "fmplex_"
+TOLD_AT = "fmplex_snapshot_timestamp_seconds"
+"""When a host read its values, in seconds since 1970."""
 Key = tuple[str, str]
 """Name and, for what has one, the value of its third label (outcome, reason, result, le); otherwise empty."""
 
@@ -45,7 +47,7 @@ class FmScrape:
     @property
     def at(self) -> float:
         """When the host read its values, in seconds since 1970."""
-        return self.own.get("fmplex_snapshot_timestamp_seconds")
+        return self.own.get(TOLD_AT)
 
     def value(self, name: str, *, vfm: str | None = None, label: str | None = None) -> float:
         """The sum over the physical FM and its vFMs, or of one vFM; of one value of the third label, or of all."""
@@ -58,8 +60,11 @@ class FmScrape:
         )
 
 
-def scrape(url: str, timeout: float = 10.0) -> dict[str, FmScrape]:
-    """Physical FM → its metrics. Raises `Unavailable`, and `InvalidInput` where it is no FMplex server."""
+def scrape(url: str, timeout: float = 10.0, prefix: str = PREFIX) -> dict[str, FmScrape]:
+    """Physical FM → its metrics, those whose names begin with ``prefix``.
+
+    Raises `Unavailable`, and `InvalidInput` where it is no FMplex server.
+    """
     try:
         with urllib.request.urlopen(url, timeout=timeout) as answer:
             text = answer.read().decode()
@@ -67,7 +72,7 @@ def scrape(url: str, timeout: float = 10.0) -> dict[str, FmScrape]:
         raise Unavailable(f"no metrics at {url}: {error}; is the server up? (fmplex serve --metrics-port)") from None
     except ValueError as error:
         raise InvalidInput(f"{url!r} is no address of metrics ({error}); e.g. http://127.0.0.1:8002/metrics") from None
-    found = parse(text)
+    found = parse(text, prefix)
     if not found:
         raise InvalidInput(
             f"{url} has no metrics of FMplex: it is another server, or no physical FM is loaded there yet"
@@ -75,10 +80,10 @@ def scrape(url: str, timeout: float = 10.0) -> dict[str, FmScrape]:
     return found
 
 
-def parse(text: str) -> dict[str, FmScrape]:
+def parse(text: str, prefix: str = PREFIX) -> dict[str, FmScrape]:
     """Physical FM → its metrics, of an exposition in Prometheus' text format. Raises `InvalidInput`."""
     # Only our lines: Triton's own are as many again for every vFM.
-    lines = (line for line in text.splitlines() if line.startswith((PREFIX, f"# HELP {PREFIX}", f"# TYPE {PREFIX}")))
+    lines = (line for line in text.splitlines() if line.startswith((prefix, f"# HELP {prefix}", f"# TYPE {prefix}")))
     found: dict[str, FmScrape] = {}
     try:
         for family in text_string_to_metric_families("\n".join(lines) + "\n"):
