@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fmplex_backend.host.access import TOKEN
 from fmplex_backend.host.counts import Series
 from fmplex_backend.host.guard import Guard
 from fmplex_backend.host.host import FMHost
+from fmplex_backend.host.log import LOG_FORMAT, HostLog, event_of
 from fmplex_backend.host.publishing import Publisher
 from fmplex_backend.host.requests import Ask, Reply
 from fmplex_backend.repository.config import FMSettings
@@ -53,11 +55,12 @@ class TritonPythonModel:
         self._guard = Guard(os.getppid(), os.getpid())
         try:
             settings = _settings(name, config["parameters"]).located(repository / name)
-            self._host = FMHost(repository, name, _log, settings=settings)
+            log = _host_log(name)
+            self._host = FMHost(repository, name, log, settings=settings)
             self._host.start()
         except FMplexError as error:
             raise pb_utils.TritonModelException(str(error)) from None
-        self._publisher = Publisher(name, self._host.metrics, _metric_family, _log)
+        self._publisher = Publisher(name, self._host.metrics, _metric_family, log)
         self._publisher.start()
 
     def execute(self, requests: list[Any]) -> None:
@@ -80,8 +83,16 @@ def _settings(name: str, parameters: dict[str, dict[str, str]]) -> FMSettings:
     return FMSettings.parse(values, f"physical FM {name!r}")
 
 
-def _log(message: str) -> None:
-    pb_utils.Logger.log_info(f"fmplex: {message}")
+def _host_log(fm: str) -> HostLog:
+    """By Triton's own log, or past it: its lines are no JSON."""
+    if os.environ.get(LOG_FORMAT) == "json":
+        return HostLog(lambda line: print(line, file=sys.stderr, flush=True), fm, as_json=True)
+    return HostLog(_tell)
+
+
+def _tell(line: str) -> None:
+    tell = pb_utils.Logger.log_info if event_of(line) == "note" else pb_utils.Logger.log_warn
+    tell(f"fmplex: {line}")
 
 
 def _metric_family(series: Series) -> Any:

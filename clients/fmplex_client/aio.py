@@ -8,7 +8,16 @@ from types import TracebackType
 from typing import Any, TypeVar, overload
 
 from fmplex_client.aio_transport import AsyncTransport, connect
-from fmplex_client.calls import check_protocol, checked, plan, should_reread, status_of, status_request
+from fmplex_client.calls import (
+    check_protocol,
+    checked,
+    named,
+    new_request_id,
+    plan,
+    should_reread,
+    status_of,
+    status_request,
+)
 from fmplex_client.errors import FMplexClientError, ServerUnavailable
 from fmplex_client.results import Answer, Result, parse
 from fmplex_client.retry import Deadline, Retry, random_unit
@@ -92,6 +101,7 @@ class AsyncClient:
         """As `fmplex_client.Client.predict`; the requests of a long list are sent at the same time."""
         deadline = Deadline(self.timeout if timeout is None else timeout)
         known = task in self._tasks
+        request_id = request_id or new_request_id()
 
         async def attempt() -> list[Answer]:
             return await self._run(
@@ -155,8 +165,9 @@ class AsyncClient:
         return [answer for part in parts for answer in part]
 
     async def _one(self, request: Request, deadline: Deadline) -> list[Answer]:
-        response = await self._again(lambda left: self._transport().infer(request, left), deadline)
-        return parse(response.tensors, request.rows)
+        with named(request):
+            response = await self._again(lambda left: self._transport().infer(request, left), deadline)
+            return parse(response.tensors, request.rows)
 
     async def _again(self, call: Callable[[float], Awaitable[_T]], deadline: Deadline) -> _T:
         failures = 0

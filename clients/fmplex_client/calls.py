@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,21 @@ def plan(
         raise InvalidRequest(f"model {task.name!r} takes no batches (max_batch_size 0), so it is no FMplex task")
     made = split(task.name, texts, text_pairs, task.max_batch_size, request_id=request_id, version=version)
     return [replace(request, token=token) for request in made]
+
+
+def new_request_id() -> str:
+    """One that no other request has."""
+    return uuid.uuid4().hex
+
+
+@contextmanager
+def named(request: Request) -> Iterator[None]:
+    """Errors inside it name ``request``."""
+    try:
+        yield
+    except FMplexClientError as error:
+        error.request_id = request.request_id
+        raise
 
 
 def should_reread(error: FMplexClientError) -> bool:

@@ -8,7 +8,16 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
-from fmplex_client.calls import check_protocol, checked, plan, should_reread, status_of, status_request
+from fmplex_client.calls import (
+    check_protocol,
+    checked,
+    named,
+    new_request_id,
+    plan,
+    should_reread,
+    status_of,
+    status_request,
+)
 from fmplex_client.errors import FMplexClientError, ServerUnavailable
 from fmplex_client.results import Answer, Result, parse
 from fmplex_client.retry import Deadline, Retry, random_unit
@@ -96,12 +105,14 @@ class Client:
 
         A list longer than the task's ``max_batch_size`` is sent as several requests, one after the other. ``expect``
         (e.g. ``Classification``) says which type the answers must have, to you and to the type checker. ``timeout``
-        (seconds) is also sent along, so that the server drops rows that nobody waits for any more.
+        (seconds) is also sent along, so that the server drops rows that nobody waits for any more. ``request_id`` is
+        what the server's log calls it, a random one unless given; errors name it.
 
         Raises `InvalidRequest`, `UnknownTask`, `ServerUnavailable`, `DeadlineExceeded`, `ServerError`.
         """
         deadline = Deadline(self.timeout if timeout is None else timeout)
         known = task in self._tasks
+        request_id = request_id or new_request_id()
 
         def make() -> list[Request]:
             return plan(self._task(task, deadline), texts, text_pairs, request_id, version, self._token)
@@ -155,8 +166,9 @@ class Client:
     def _run(self, requests: Sequence[Request], deadline: Deadline) -> list[Answer]:
         answers: list[Answer] = []
         for request in requests:
-            response = self._again(lambda left, request=request: self._transport.infer(request, left), deadline)  # type: ignore[misc]
-            answers += parse(response.tensors, request.rows)
+            with named(request):
+                response = self._again(lambda left, request=request: self._transport.infer(request, left), deadline)  # type: ignore[misc]
+                answers += parse(response.tensors, request.rows)
         return answers
 
     def _again(self, call: Callable[[float], _T], deadline: Deadline) -> _T:

@@ -19,13 +19,18 @@ class FMplexClientError(Exception):
     """Base of all of them.
 
     ``message`` is the server's text (or the client's own, where no server was involved); ``status`` the HTTP status or
-    gRPC code as text, None where there was none.
+    gRPC code as text, None where there was none; ``request_id`` names the request in the server's log.
     """
+
+    request_id = ""
 
     def __init__(self, message: str, status: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.status = status
+
+    def __str__(self) -> str:
+        return f"{self.message} (request {self.request_id})" if self.request_id else self.message
 
 
 class InvalidRequest(FMplexClientError):

@@ -22,6 +22,7 @@ from fmplex_backend.errors import DeadlineExceeded, EngineFailure, FMplexError, 
 from fmplex_backend.host.engine_process import EngineDied, EngineProcess
 from fmplex_backend.host.generations import Generation
 from fmplex_backend.host.lane import HANG_SECONDS, LEAD, Command, Lane, Work
+from fmplex_backend.host.log import HostLog
 from fmplex_backend.host.metrics import Meter, Snapshot
 from fmplex_backend.host.requests import Pending, RowAnswer, RowTask, provenance
 from fmplex_backend.host.room import Room
@@ -39,6 +40,8 @@ from fmplex_backend.messages import (
 )
 from fmplex_backend.scheduling.interface import Batch, Queue, Row, VfmPolicy
 
+SLOW_SECONDS, SLOW_FACTOR = 1.0, 10.0
+"""The log tells of a batch that takes longer than so many seconds, and so many times what was predicted."""
 Told = LoadGeneration | DropGeneration | PinGeneration | Measure
 
 
@@ -50,7 +53,7 @@ class Dispatcher:
         queue: Queue,
         engines: Sequence[EngineProcess],
         finished: Callable[[Pending], None],
-        log: Callable[[str], None],
+        log: HostLog,
         *,
         slots: int = 64,
         ahead: bool = False,
@@ -296,7 +299,7 @@ class Dispatcher:
         """Under the lock: end ``row``, which is not in the queue any more, and with it its whole request."""
         task: RowTask = row.payload
         task.member.generation.rows -= 1
-        if task.request.fail(error):
+        if task.request.fail(error, task):
             done.append(task.request)
             for given_up in self._cancel(task.request):
                 self.meter.ended(given_up.vfm, "cancelled")
@@ -422,9 +425,16 @@ class Dispatcher:
                         done.append(task.request)
         if smaller:
             self._log(f"a batch of {len(batch.rows)} rows did not fit into memory; of {answer.fitting} from here on")
+        if answer.seconds > max(SLOW_SECONDS, SLOW_FACTOR * batch.predicted):
+            self._slow(batch, answer.seconds)
         if fit is not None:
             self._log(f"the device behaves otherwise than measured; cost model from here on: {fit}")
         self._settle(done, batch.rows)
+
+    def _slow(self, batch: Batch, seconds: float) -> None:
+        concerned = [row.payload.concerned for row in batch.rows]
+        reason = f"their batch took {seconds:.1f} s, it should have taken {1e3 * batch.predicted:.0f} ms"
+        self._log.sparingly("slow", "", concerned, reason, time.monotonic())
 
     def batch_lost(self, batch: Batch, error: EngineDied, blamed: bool) -> None:
         """See `Desk`. Its rows wait again, but for those that have seen too many engines die."""
@@ -450,7 +460,7 @@ class Dispatcher:
         )
         generation.quarantine = reason
         self.meter.set_quarantined(guilty.vfm, True)  # golden rows wait under another name: what serves goes on
-        self._log(f"quarantined: {reason}")
+        self._log(f"quarantined: {reason}; the row is of {task.concerned}", [task.concerned])
 
         def is_of_it(other: RowTask) -> bool:
             return other.member.generation is generation

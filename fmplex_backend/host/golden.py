@@ -112,7 +112,7 @@ class GoldenChecks:
             encoded = self._encoder.encode(generation.artifact.encoder, golden.texts, golden.pairs)
         except InvalidInput as error:
             raise Refused(f"{GOLDEN_FILE}: {error}") from None
-        ask = Ask(frozenset({output_name(0, socket)}), {}, reply.set_result)
+        ask = Ask(frozenset({output_name(0, socket)}), {}, reply.set_result, request_id="golden rows")
         member = Member(generation, 0, frozenset({socket}), [None] * len(encoded))
         request = Pending(ask, [member])
         deadline = time.monotonic() + QUEUE_SECONDS

@@ -23,6 +23,7 @@ from fmplex_backend.host.dispatcher import Dispatcher
 from fmplex_backend.host.engine_process import EngineProcess
 from fmplex_backend.host.forks import ForkServer
 from fmplex_backend.host.intake import Intake, is_status
+from fmplex_backend.host.log import HostLog
 from fmplex_backend.host.metrics import Snapshot
 from fmplex_backend.host.registry import Registry
 from fmplex_backend.host.requests import Ask, Pending, Reply
@@ -42,9 +43,7 @@ SENDERS = 2
 class FMHost:
     """See the module. Start it, give it requests by `ask`, stop it."""
 
-    def __init__(
-        self, repository: Path, fm: str, log: Callable[[str], None], *, settings: FMSettings | None = None
-    ) -> None:
+    def __init__(self, repository: Path, fm: str, log: HostLog, *, settings: FMSettings | None = None) -> None:
         """``settings`` are read from the physical FM's ``config.pbtxt`` unless given. Raises `Refused`."""
         self.fm = fm
         self._repository = repository
@@ -172,6 +171,8 @@ class FMHost:
             request.ask.respond(reply)
         finally:
             outcome = outcome_of(reply if isinstance(reply, FMplexError) else None)
+            if request.error is not None and request.failed is not None:
+                self._log.ended([request.failed.concerned], request.error)
             vfms = dict.fromkeys(row.vfm for row in request.rows)  # golden rows are under no vFM's name
             self._dispatcher.meter.answered(vfms, outcome, time.monotonic() - request.arrived)
 

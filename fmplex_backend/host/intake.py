@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from fmplex_backend.arrays import Array
 from fmplex_backend.encoders.text import TextEncoder
-from fmplex_backend.errors import AccessDenied, FMplexError, InvalidInput, NotFound, Unavailable
-from fmplex_backend.host.access import Audit, check_token
+from fmplex_backend.errors import FMplexError, InvalidInput, NotFound, Unavailable
+from fmplex_backend.host.access import check_token
 from fmplex_backend.host.dispatcher import Dispatcher
+from fmplex_backend.host.log import Concerned, HostLog
 from fmplex_backend.host.registry import Registry
 from fmplex_backend.host.requests import Ask, Member, Pending, RowTask
 from fmplex_backend.host.routes import Blocked, Serving
@@ -27,37 +28,42 @@ class Intake:
         encoder: TextEncoder,
         registry: Registry,
         dispatcher: Dispatcher,
-        log: Callable[[str], None],
+        log: HostLog,
     ) -> None:
-        """``log`` is told of requests without the right token."""
-        self._audit = Audit(log)
+        """``log`` is told of requests that cannot be queued."""
+        self._log = log
         self._fm, self._encoder, self._registry, self._dispatcher = fm, encoder, registry, dispatcher
         self._meter = dispatcher.meter
 
     def take(self, ask: Ask) -> None:
-        """Queue the rows of ``ask``, all or none. Raises `FMplexError`, then nothing was queued."""
+        """Queue the rows of ``ask``, all or none. Raises `FMplexError`, then nothing was queued; the log has it."""
         arrived = time.monotonic()
-        while True:
-            try:
-                wanted = self._wanted(ask.outputs)
-                serving = {port: self._serving(port) for port in wanted}
-                self._admit(ask, serving.values())
-            except FMplexError:
-                self._meter.unroutable()
-                raise
-            request = Pending(ask, [], arrived=arrived)
-            if self._submit(request, [(port, serving[port], sockets) for port, sockets in wanted.items()]):
-                return
-            # A generation was swapped or removed between routing and queueing: route again.
+        serving: dict[int, Serving] = {}
+        try:
+            while not self._try(ask, arrived, serving):
+                serving.clear()  # a generation was swapped or removed between routing and queueing: route again
+        except FMplexError as error:
+            found = [Concerned(ask.request_id, s.generation.vfm, s.generation.version) for s in serving.values()]
+            self._log.ended(found or [Concerned(ask.request_id)], error)
+            raise
+
+    def _try(self, ask: Ask, arrived: float, serving: dict[int, Serving]) -> bool:
+        """See `take` and `_submit`; the vFMs that are asked are put into ``serving``."""
+        try:
+            wanted = self._wanted(ask.outputs)
+            for port in wanted:
+                serving[port] = self._serving(port)
+            self._admit(ask, serving.values())
+        except FMplexError:
+            self._meter.unroutable()
+            raise
+        request = Pending(ask, [], arrived=arrived)
+        return self._submit(request, [(port, serving[port], sockets) for port, sockets in wanted.items()])
 
     def _admit(self, ask: Ask, serving: Iterable[Serving]) -> None:
         """Raise `AccessDenied` where one of the vFMs does not answer to the caller."""
         for one in serving:
-            try:
-                check_token(one.generation.vfm, one.policy.access_tokens, ask.token)
-            except AccessDenied as error:
-                self._audit.denied(one.generation.vfm, str(error), ask.request_id, time.monotonic())
-                raise
+            check_token(one.generation.vfm, one.policy.access_tokens, ask.token)
 
     def _submit(self, request: Pending, parts: Sequence[tuple[int, Serving, frozenset[str]]]) -> bool:
         """Queue the rows of ``request``; False where a generation was retired meanwhile. Raises `FMplexError`."""

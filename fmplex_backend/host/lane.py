@@ -12,7 +12,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -20,6 +19,7 @@ from typing import Any, Protocol
 from fmplex_backend.backbones.facts import BackboneFacts
 from fmplex_backend.errors import FMplexError, Unavailable
 from fmplex_backend.host.engine_process import EngineDied, EngineProcess
+from fmplex_backend.host.log import HostLog, naming
 from fmplex_backend.host.requests import RowTask
 from fmplex_backend.messages import (
     BatchDone,
@@ -124,7 +124,7 @@ class Lane:
         self,
         engine: EngineProcess,
         desk: Desk,
-        log: Callable[[str], None],
+        log: HostLog,
         *,
         ahead: bool = False,
         hang_seconds: float = HANG_SECONDS,
@@ -304,7 +304,9 @@ class Lane:
     def _revive(self, error: EngineDied) -> bool:
         """Give back what the engine had, and start another; False where the host stops first."""
         pause = self._pause_before_next()
-        self._log(f"{error}; starting a new one{f' in {pause:.1f} s' if pause else ''}")
+        concerned = [row.payload.concerned for flight in list(self.flights) for row in flight.batch.rows]
+        had = f"; it had {naming(concerned)}" if concerned else ""
+        self._log(f"{error}; starting a new one{f' in {pause:.1f} s' if pause else ''}{had}", concerned)
         self._desk.engine_died()
         self._end(0.0)
         flights, asked = list(self.flights), list(self._asked.values())

@@ -13,6 +13,7 @@ import numpy as np
 from fmplex_backend.arrays import Array
 from fmplex_backend.encoders.text import EncodedRow
 from fmplex_backend.errors import FMplexError
+from fmplex_backend.host.log import Concerned
 from fmplex_backend.repository.sockets import output_name
 from fmplex_backend.scheduling.interface import Row
 
@@ -71,6 +72,12 @@ class RowTask:
     deaths: int = 0
     """Engines that died while they ran it; see `fmplex_backend.host.suspects`."""
 
+    @property
+    def concerned(self) -> Concerned:
+        """As the log names it."""
+        generation = self.member.generation
+        return Concerned(self.request.ask.request_id, generation.vfm, generation.version)
+
     def row(self, vfm: str, deadline: float | None) -> Row:
         """As the queue of ``vfm`` takes it: same adapter and same tokens are twins."""
         generation = self.member.generation
@@ -88,6 +95,8 @@ class Pending:
     rows: list[Row] = field(default_factory=list)
     remaining: int = 0
     error: FMplexError | None = None
+    failed: RowTask | None = None
+    """The row that it failed with."""
     arrived: float = field(default_factory=time.monotonic)
     """When it came; on the monotonic clock."""
 
@@ -97,11 +106,12 @@ class Pending:
         self.remaining -= 1
         return self.remaining == 0 and self.error is None
 
-    def fail(self, error: FMplexError) -> bool:
-        """Note that the request fails; True the first time, when the reply can be made."""
-        first = self.error is None
-        self.error = self.error or error
-        return first
+    def fail(self, error: FMplexError, task: RowTask) -> bool:
+        """Note that the request fails, by ``task``; True the first time, when the reply can be made."""
+        if self.error is not None:
+            return False
+        self.error, self.failed = error, task
+        return True
 
     def reply(self) -> Reply:
         """Put the rows' answers together: output name → [rows, …], shorter rows padded with 0 or an empty text."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -10,10 +11,11 @@ import psutil
 import pytest
 import tritonclient.http as http
 from support.live import wait_for
-from support.served import run, serving
+from support.served import Served, run, serving
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from fmplex_backend.repository.config import CONFIG_FILE, write_config
+from fmplex_client import Client, InvalidRequest
 from fmplex_tools.serving import fetch_status
 
 pytestmark = pytest.mark.live
@@ -65,8 +67,9 @@ def test_no_process_outlives_a_killed_serve(small_repository: Path, stalled_seco
 
 
 def test_explicit_mode_and_serve_says_why_when_tritonserver_dies(small_repository: Path) -> None:
-    with serving(small_repository, "--mode", "explicit", "--no-restart") as served:
+    with serving(small_repository, "--mode", "explicit", "--no-restart", "--log-format", "json") as served:
         served.wait_ready()
+        failed = failing_request(served)
         host = fetch_status(served.http, "tiny")["host_pid"]
         with http.InferenceServerClient(served.http) as client:
             client.unload_model("good")
@@ -77,6 +80,22 @@ def test_explicit_mode_and_serve_says_why_when_tritonserver_dies(small_repositor
         psutil.Process(served.process.pid).children()[0].kill()
         assert served.finish() == 1
         assert "tritonserver ended by itself with code -9" in served.printed
+    lines = [json.loads(line) for line in (small_repository.parent / "server.log").read_text().splitlines()]
+    assert all(line.keys() >= {"time", "level", "message"} for line in lines)
+    assert any("source" in line for line in lines), "Triton's own"
+    asked = {"request_id": failed, "vfm": "good", "version": 1}
+    (told,) = [line for line in lines if asked in line.get("requests", ())]
+    assert (told["event"], told["fm"], told["level"]) == ("invalid", "tiny", "warning")
+    assert f"request {failed!r} of vFM 'good' version 1" in told["message"]
+    assert told["message"] in served.printed
+
+
+def failing_request(served: Served) -> str:
+    """The id of a request that cannot be answered, as its error tells it."""
+    with Client(served.http) as client, pytest.raises(InvalidRequest, match="empty") as caught:
+        client.predict("good", [""])
+    assert caught.value.request_id in str(caught.value)
+    return caught.value.request_id
 
 
 def test_a_backbone_that_is_not_there_is_named(small_repository: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from fmplex_backend.encoders.text import TextEncoder
 from fmplex_backend.host.dispatcher import Dispatcher
+from fmplex_backend.host.log import HostLog
 from fmplex_backend.host.registry import Registry
 from fmplex_backend.host.requests import Pending
 from fmplex_backend.host.routes import Serving
@@ -29,7 +30,7 @@ class Site:
         (self.repository / "minilm/config.pbtxt").write_text('backend: "fmplex" max_batch_size: 64')
         self.engine = FakeEngine(facts_of(backbone))
         self.log: list[str] = []
-        self.dispatcher = Dispatcher(FifoQueue(8, UNKNOWN), [self.engine], _answer, self.log.append)  # type: ignore[list-item]
+        self.dispatcher = Dispatcher(FifoQueue(8, UNKNOWN), [self.engine], _answer, HostLog(self.log.append))  # type: ignore[list-item]
         facts = self.dispatcher.start()
         (folder / "work").mkdir()
         settings = FMSettings(backbone="tiny", ports=16, trusted_keys=trusted_keys)

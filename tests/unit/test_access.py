@@ -10,8 +10,9 @@ from support.site import Site
 
 from fmplex_backend.encoders.text import TextEncoder
 from fmplex_backend.errors import AccessDenied, FMplexError, InvalidInput, Refused
-from fmplex_backend.host.access import AUDIT_SECONDS, Audit, check_token
+from fmplex_backend.host.access import check_token
 from fmplex_backend.host.intake import Intake
+from fmplex_backend.host.log import HostLog
 from fmplex_backend.host.requests import Ask
 from fmplex_backend.repository.config import CONFIG_FILE, Policy, parameters_of, read_config
 from fmplex_tools.tasks import add_token, revoke_tokens, set_task
@@ -61,19 +62,6 @@ def test_a_policy_does_not_tell_its_hashes() -> None:
     assert "sha256" not in f"{policy} {policy.model_dump()}"
 
 
-def test_the_audit_tells_the_first_and_then_how_many() -> None:
-    log: list[str] = []
-    audit = Audit(log.append)
-    for now in (0.0, 1.0, 2.0, AUDIT_SECONDS, AUDIT_SECONDS + 1):
-        audit.denied("a", "no", "r1", now)
-    audit.denied("b", "no", "r2", 3.0)
-    assert log == [
-        "denied: request 'r1': no",
-        "denied: request 'r1': no; 2 more since the last such line",
-        "denied: request 'r2': no",
-    ]
-
-
 def test_a_request_needs_the_token_of_every_vfm_it_asks(tmp_path: Path, tiny_backbone: Path) -> None:
     site = Site(tmp_path, tiny_backbone)
     try:
@@ -83,7 +71,9 @@ def test_a_request_needs_the_token_of_every_vfm_it_asks(tmp_path: Path, tiny_bac
         assert [site.record(name)["access"] for name in "ab"] == ["tokens", "anybody"]
         assert "sha256" not in str(site.registry.status())
         assert site.engine.facts is not None
-        intake = Intake("minilm", TextEncoder(site.engine.facts), site.registry, site.dispatcher, site.log.append)
+        intake = Intake(
+            "minilm", TextEncoder(site.engine.facts), site.registry, site.dispatcher, HostLog(site.log.append)
+        )
 
         def ask(*ports: int, token: str | None = None) -> FMplexError | None:
             asked = Ask(frozenset(f"port{port}.vector" for port in ports), {}, lambda _: None, token=token)

@@ -18,10 +18,11 @@ from support.live import wait_for
 
 from fmplex_backend.calibration.fit import Fit
 from fmplex_backend.errors import DeadlineExceeded, EngineFailure, FMplexError, Quarantined, Unavailable
-from fmplex_backend.host import lane
+from fmplex_backend.host import dispatcher, lane
 from fmplex_backend.host.dispatcher import Dispatcher
 from fmplex_backend.host.generations import Generation
 from fmplex_backend.host.lane import MAX_DEATHS
+from fmplex_backend.host.log import HostLog
 from fmplex_backend.host.requests import Ask, Member, Pending, RowTask
 from fmplex_backend.messages import BatchDone, DropGeneration, LoadGeneration, Point, RunBatch
 from fmplex_backend.repository.artifact import Artifact, BackboneRef
@@ -52,7 +53,7 @@ class Host:
             queue,
             engines,  # type: ignore[arg-type]
             self.replies.append,
-            self.log.append,
+            HostLog(self.log.append),
             slots=8,
             ahead=ahead,
             max_batch_rows=max_batch_rows,
@@ -72,7 +73,8 @@ class Host:
 
     def request(self, *members: tuple[Generation, int], deadline: float | None = None) -> Pending:
         """Submit a request of so many rows for each generation."""
-        request = Pending(Ask(frozenset(), {}, lambda _: None), [])
+        request_id = " ".join(f"{generation.vfm}{count}" for generation, count in members)
+        request = Pending(Ask(frozenset(), {}, lambda _: None, request_id=request_id), [])
         groups = []
         for generation, count in members:
             member = Member(generation, generation.number, frozenset({"vector"}), [None] * count)
@@ -137,7 +139,20 @@ def test_an_engine_that_dies_under_a_batch(host: Host, engine: FakeEngine) -> No
     assert values(host.reply(host.request((a, 2), (b, 1)))) == {"port1.vector": [1, 1], "port2.vector": [2]}
     assert engine.starts == 2
     assert engine.live == {1, 2}, "the successor holds what it held"
-    assert any("starting a new one" in line for line in host.log)
+    (line,) = (line for line in host.log if "starting a new one" in line)
+    assert line.endswith("; it had request 'a2 b1' of vFM 'a' version 1, request 'a2 b1' of vFM 'b' version 1")
+
+
+def test_a_batch_that_takes_far_longer_than_it_should_is_told(
+    host: Host, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "SLOW_SECONDS", 0.05)
+    a, quick = host.vfm("a", 1), engine.answer
+    engine.answer = lambda message: replace(quick(message), seconds=7.0)
+    for rows in (2, 3):
+        host.reply(host.request((a, rows)))
+    (line,) = (line for line in host.log if line.startswith("slow: "))
+    assert line == "slow: request 'a2' of vFM 'a' version 1: their batch took 7.0 s, it should have taken 1 ms"
 
 
 def poison(generation: int) -> Callable[[object], bool]:
@@ -160,6 +175,8 @@ def test_a_vfm_whose_row_kills_engines_is_quarantined_alone(host: Host, engine: 
     assert values(host.reply(host.request((b, 2)))) == {"port2.vector": [2, 2]}
     assert engine.starts == died <= 1 + 5
     assert (a.rows, b.rows) == (0, 0)
+    (line,) = (line for line in host.log if line.startswith("quarantined: "))
+    assert line.endswith("; the row is of request 'a1 b1' of vFM 'a' version 1")
     assert counted(host, "fmplex_quarantined") == {"a": 1}
     assert counted(host, "fmplex_engine_deaths_total") == {None: died - 1}
 

@@ -12,6 +12,7 @@ from support.site import Site
 from fmplex_backend.encoders.text import TextEncoder
 from fmplex_backend.errors import FMplexError, Quarantined, Refused
 from fmplex_backend.host.intake import Intake
+from fmplex_backend.host.log import HostLog
 from fmplex_backend.host.requests import Ask
 from fmplex_backend.host.routes import Blocked, Serving
 
@@ -26,7 +27,7 @@ class Asked:
         site.registry.scan(settled=True)
         assert site.engine.facts is not None
         encoder = TextEncoder(site.engine.facts)
-        self.intake = Intake("minilm", encoder, site.registry, site.dispatcher, site.log.append)
+        self.intake = Intake("minilm", encoder, site.registry, site.dispatcher, HostLog(site.log.append))
 
     def ask(self, port: int) -> FMplexError:
         with pytest.raises(FMplexError) as caught:

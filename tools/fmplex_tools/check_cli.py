@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from fmplex_backend.errors import FMplexError, NotFound
 from fmplex_backend.host.host import FMHost
+from fmplex_backend.host.log import HostLog
 from fmplex_backend.repository.config import fm_settings
 from fmplex_backend.repository.layout import physical_fms
 from fmplex_tools.console import DEFAULT_REPOSITORY, fail, out
@@ -63,7 +64,9 @@ def check_fm(repository: Path, fm: str) -> dict[str, Any]:
     Raises `FMplexError` where the physical FM itself cannot be served.
     """
     settings = fm_settings(repository / fm)
-    host = FMHost(repository.resolve(), fm, lambda _: None, settings=settings.model_copy(update={"engines": "cpu"}))
+    host = FMHost(
+        repository.resolve(), fm, HostLog(lambda _: None), settings=settings.model_copy(update={"engines": "cpu"})
+    )
     host.start()
     try:
         return host.status()

@@ -14,15 +14,15 @@ from rich.panel import Panel
 
 from fmplex_backend.backbones.source import cache_dir
 from fmplex_backend.errors import EngineFailure, FMplexError, InvalidInput
+from fmplex_backend.host.log import LOG_FORMAT, event_of
 from fmplex_backend.repository.layout import physical_fms
 from fmplex_tools.console import DEFAULT_REPOSITORY, err, fail, out
 from fmplex_tools.fetching import fetch_backbones
+from fmplex_tools.server.log_lines import host_message, json_line
 from fmplex_tools.server.process import ServerOptions, TritonServer
 from fmplex_tools.server.secure import ADMIN_HEADER, RESTRICTED, Secure
 from fmplex_tools.server.supervisor import Supervisor
 from fmplex_tools.serving import fetch_status, refusals, unreadable, vfm_table
-
-_MARK = '"fmplex: '
 
 
 def serve(
@@ -36,6 +36,9 @@ def serve(
         typer.Option(help="poll: follow the repository. explicit: endpoints change only by Triton's load API."),
     ] = "poll",
     log_level: Annotated[Literal["error", "warning", "info", "verbose"], typer.Option()] = "info",
+    log_format: Annotated[
+        Literal["text", "json"], typer.Option(envvar=LOG_FORMAT, help="json: an object a line, Triton's own lines too.")
+    ] = "text",
     log_file: Annotated[Path | None, typer.Option(help="Where tritonserver's own output goes.")] = None,
     demo: Annotated[bool, typer.Option("--demo/--no-demo", help="Build the demo vFMs where they are missing.")] = False,
     startup_timeout: Annotated[float, typer.Option(help="Seconds until everything must be ready.")] = 300,
@@ -70,9 +73,8 @@ def serve(
 
         ensure_demo(repository, out)
     fetch_backbones(repository, out)
-    options = ServerOptions(
-        repository.resolve(), http_port, grpc_port, metrics_port, host, mode, log_level, secure=secured
-    )
+    ports, as_json = (http_port, grpc_port, metrics_port), log_format == "json"
+    options = ServerOptions(repository.resolve(), *ports, host, mode, log_level, secure=secured, log_format=log_format)
     admin_key = _admin_key_file(options)
     log_file = log_file or cache_dir() / "log" / f"tritonserver-{http_port}.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +85,9 @@ def serve(
         secured.keep(admin_key)
     with log_file.open("w", buffering=1) as log:
         supervisor = Supervisor(
-            lambda: TritonServer(options, on_line=lambda line: _on_line(line, log, ready)), _say, startup_timeout
+            lambda: TritonServer(options, on_line=lambda line: _on_line(line, as_json, log, ready)),
+            _say,
+            startup_timeout,
         )
         try:
             _run(supervisor, log_file, stop, ready, restart)
@@ -133,13 +137,11 @@ def _say(message: str, style: str = "red") -> None:
     out.print(f"[{style}]{time.strftime('%H:%M:%S')} {escape(message)}[/]", soft_wrap=True)
 
 
-def _on_line(line: str, log: IO[str], ready: threading.Event) -> None:
+def _on_line(line: str, as_json: bool, log: IO[str], ready: threading.Event) -> None:
     """Everything goes to the log; what the host says once the first table stands is for the screen too."""
-    log.write(line + "\n")
-    if _MARK in line and ready.is_set():
-        message = line.partition(_MARK)[2].rstrip('"')
-        bad = message.startswith(("refused", "quarantined", "defect", "cannot", "engine"))
-        _say(message, "red" if bad else "dim")
+    log.write((json_line(line) if as_json else line) + "\n")
+    if ready.is_set() and (message := host_message(line)) is not None:
+        _say(message, "dim" if event_of(message) == "note" else "red")
 
 
 def _show(options: ServerOptions, seconds: float) -> None:

@@ -23,6 +23,7 @@ import psutil
 
 from fmplex_backend.errors import EngineFailure, InvalidInput
 from fmplex_backend.host.access import TOKEN
+from fmplex_backend.host.log import LOG_FORMAT
 from fmplex_tools.server.install import TritonInstall, find_triton
 from fmplex_tools.server.secure import Secure
 
@@ -45,6 +46,8 @@ class ServerOptions:
     drain_seconds: int = 10
     """How long a stopping server waits for requests in flight."""
     secure: Secure | None = None
+    log_format: Literal["text", "json"] = "text"
+    """Of the hosts' lines; Triton's own have one of theirs."""
 
     @property
     def plain_host(self) -> str:
@@ -142,7 +145,7 @@ class TritonServer:
         backends = self.install.lay_out(self._folder)
         self._process = subprocess.Popen(
             [str(self.install.binary), f"--backend-directory={backends}", *self.options.arguments()],
-            env=self.install.environment(),
+            env=self.install.environment() | {LOG_FORMAT: options.log_format},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
