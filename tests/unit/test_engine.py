@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -12,51 +12,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from support.bench import TEXTS, Bench, by_row
 from support.facts import backbone_of
 from support.recipes import RECIPES, Recipe, artifact_of, write_version
-from support.reference import Reference
 
 from fmplex_backend.adapters.bank import Stamp
-from fmplex_backend.encoders.text import EncodedRow, TextEncoder
+from fmplex_backend.encoders.text import TextEncoder
 from fmplex_backend.engine import serving
 from fmplex_backend.engine import worker as worker_module
 from fmplex_backend.engine.worker import Worker
-from fmplex_backend.messages import BatchDone, LoadGeneration, RunBatch
-from fmplex_backend.repository.artifact import EncoderSpec
-from fmplex_backend.repository.packed import pack, read_version
-
-TEXTS = ("good film", "a very good book, not a bad film", "no", "it was not very good, was it?")
-PAIRS = ("bad", "the book was bad", "yes", "good")
-
-
-@dataclass
-class Bench:
-    """A worker with vFMs loaded, and what each should answer."""
-
-    worker: Worker
-    encoder: TextEncoder
-    folder: Path
-    backbone: Path
-
-    def load(self, number: int, name: str, recipe: Recipe) -> str | None:
-        """Pack and load; the engine's refusal, if any."""
-        version = self.folder / name / "1"
-        if not version.exists():
-            write_version(version, recipe, self.backbone, seed=number)
-        content = read_version(version, version.parent, self.worker.backbone.facts, 64)
-        pack(content, self.folder / f"{number}.safetensors")
-        path = str(self.folder / f"{number}.safetensors")
-        return self.worker.load(LoadGeneration(number, name, 1, path)).error
-
-    def rows(self, name: str, indices: list[int]) -> list[EncodedRow]:
-        spec = EncoderSpec.model_validate(RECIPES[name].encoder) if name in RECIPES else EncoderSpec()
-        texts = [TEXTS[i][: 14 if name == "untruncated" else None] for i in indices]
-        return self.encoder.encode(spec, texts, [PAIRS[i] for i in indices] if spec.pair else None)
-
-    def reference(self, name: str, index: int) -> np.ndarray:
-        text = TEXTS[index][: 14 if name == "untruncated" else None]
-        pairs = [PAIRS[index]] if name in RECIPES and RECIPES[name].encoder.get("pair") else None
-        return Reference(self.folder / name / "1", self.backbone)([text], pairs)[0]
+from fmplex_backend.messages import LoadGeneration, RunBatch
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +34,6 @@ def bench(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     yield bench
     for number in range(1, len(RECIPES) + 1):
         bench.worker.drop(number)
-
-
-def by_row(done: BatchDone) -> dict[int, np.ndarray]:
-    """Place in the batch → logits, values or embedding."""
-    answers = {}
-    for group in done.groups:
-        if not group.columns:
-            continue
-        column = group.columns["vector" if "vector" in group.columns else "matrix"]
-        answers |= {place: column[i] for i, place in enumerate(group.rows)}
-    return answers
 
 
 def test_every_recipe_in_one_batch(bench: Bench) -> None:
