@@ -86,13 +86,17 @@ class Graphs:
         if bucket not in self._graphs:
             if self._seen[bucket] < 2:
                 return None
-            self._graphs[bucket] = self._record(bucket, inputs, generations)
+            wanted = self._plainly(inputs, generations)
+            if not _sound(wanted).any():
+                return None  # nothing to compare a graph with: another batch will do
+            self._graphs[bucket] = self._record(bucket, inputs, generations, wanted)
         graph = self._graphs[bucket]
         return None if graph is None else self._replay(graph, inputs, generations)
 
     def _record(
-        self, bucket: _Bucket, inputs: Mapping[str, Tensor], generations: Sequence[int | None]
+        self, bucket: _Bucket, inputs: Mapping[str, Tensor], generations: Sequence[int | None], wanted: Tensor
     ) -> _Graph | None:
+        """None where it cannot be captured, or answers otherwise than ``wanted``."""
         shape = (bucket.rows, bucket.length)
         static = {name: torch.zeros(shape, dtype=x.dtype, device=self._device) for name, x in inputs.items()}
         slots = torch.zeros(bucket.rows, dtype=torch.int64, device=self._device)
@@ -112,20 +116,16 @@ class Graphs:
             self._log(f"no CUDA graph for {shape[0]} rows of {shape[1]}, they are run plainly: {error}")
             return None
         graph = _Graph(recording, static, slots, features)
-        off = self._difference(graph, inputs, generations)
+        off = _difference(self._replay(graph, inputs, generations), wanted)
         if off > TOLERANCE:
             self._log(f"the CUDA graph for {shape[0]} rows of {shape[1]} is off by {off:.3g}, they are run plainly")
             return None
         return graph
 
-    def _difference(self, graph: _Graph, inputs: Mapping[str, Tensor], generations: Sequence[int | None]) -> float:
-        """Between graph and plain forward pass on this batch, of the largest value."""
-        got = self._replay(graph, inputs, generations)
+    def _plainly(self, inputs: Mapping[str, Tensor], generations: Sequence[int | None]) -> Tensor:
+        """Hidden states of the batch, without a graph; 0 at padding."""
         with self._bank.batch(generations):
-            plain = self._backbone.forward({name: x.to(self._device) for name, x in inputs.items()})
-        mask = plain.mask.unsqueeze(-1)
-        difference = ((got.hidden - plain.hidden) * mask).abs().max() / (plain.hidden * mask).abs().max()
-        return float(difference.nan_to_num(torch.inf))
+            return _of_tokens(self._backbone.forward({name: x.to(self._device) for name, x in inputs.items()}))
 
     def _replay(self, graph: _Graph, inputs: Mapping[str, Tensor], generations: Sequence[int | None]) -> Features:
         rows, length = next(iter(inputs.values())).shape
@@ -154,6 +154,21 @@ class Graphs:
         static["attention_mask"][len(generations) :, 0] = 1  # a row without any position would be no number
         slots.zero_()
         slots[: len(generations)].copy_(self._bank.slots_of(generations), non_blocking=True)
+
+
+def _of_tokens(features: Features) -> Tensor:
+    return features.hidden.masked_fill(features.mask.unsqueeze(-1) == 0, 0)
+
+
+def _sound(hidden: Tensor) -> Tensor:
+    """Of each row, whether it is all numbers: a row whose adapter spoils it says nothing of its neighbours' graph."""
+    return hidden.isfinite().flatten(1).all(1)
+
+
+def _difference(features: Features, wanted: Tensor) -> float:
+    """The largest of any sound row, as a fraction of the row's own largest value: a huge row hides no other's."""
+    off, largest = (x.abs().amax((1, 2)) for x in (_of_tokens(features) - wanted, wanted))
+    return float((off / largest)[_sound(wanted)].nan_to_num(torch.inf).max())
 
 
 def bucket_of(rows: int, length: int, *, adapted: bool) -> _Bucket | None:

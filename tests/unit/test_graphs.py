@@ -141,6 +141,43 @@ def test_a_graph_that_answers_otherwise_is_not_used(backbone: TextBackbone) -> N
     bank.close()
 
 
+def spoil(bank: AdapterBank, number: int, value: float) -> None:
+    """Fill the adapter's slot with ``value``."""
+    slot = bank.slot(number)
+    for stack in bank._stacks.values():
+        for tensor in stack.tensors:
+            tensor[int(stack.table[slot])] = value
+
+
+@torch.inference_mode()
+def test_a_neighbour_that_is_no_number_costs_nobody_the_graph(backbone: TextBackbone) -> None:
+    bank, repeat, said = AdapterBank(backbone.model, torch.float32, "cpu", 8), Repeat(), list[str]()
+    graphs = Graphs(backbone, bank, "cpu", said.append, repeat)
+    put(bank, backbone, 2, 4)
+    put(bank, backbone, 4, 4)
+    spoil(bank, 4, float("nan"))
+    inputs = batch(backbone, 2, 8)
+    assert [graphs.forward(inputs, [4, 4]) for _ in range(3)] == [None] * 3, "nothing to compare it by"
+    assert graphs.forward(inputs, [2, 4]) is not None
+    assert not said
+    bank.close()
+
+
+@torch.inference_mode()
+def test_a_huge_neighbour_hides_no_difference(backbone: TextBackbone) -> None:
+    bank, repeat, said = AdapterBank(backbone.model, torch.float32, "cpu", 8), Repeat(), list[str]()
+    graphs = Graphs(backbone, bank, "cpu", said.append, repeat)
+    put(bank, backbone, 2, 4)
+    huge: Tables = {kind: {} for kind in TABLES}
+    huge["bias_delta"]["encoder.layer.1.output.LayerNorm"] = torch.full((32,), 1e9)
+    bank.put(Stamp(3, "huge", 1), make_adapter(huge, backbone.model, torch.float32))
+    repeat.spoil = 1.0
+    inputs = batch(backbone, 2, 8)
+    assert [graphs.forward(inputs, [3, 2]) for _ in range(3)] == [None] * 3
+    assert ["is off by" in line for line in said] == [True]
+    bank.close()
+
+
 @torch.inference_mode()
 def test_prompts_and_shapes_beyond_the_buckets_are_run_plainly(backbone: TextBackbone) -> None:
     bank, repeat = AdapterBank(backbone.model, torch.float32, "cpu", 8), Repeat()
