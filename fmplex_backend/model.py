@@ -63,13 +63,16 @@ class TritonPythonModel:
         self._publisher = Publisher(name, self._host.metrics, _metric_family, log)
         self._publisher.start()
 
-    def execute(self, requests: list[Any]) -> None:
+    def execute(self, requests: list[Any]) -> list[Any] | None:
         """Take the requests and return at once; replies are sent later, from other threads.
 
+        What is refused is answered by what this returns, in place of a message of its own to tritonserver and back.
         Must not raise once a sender was taken: the model could then never unload.
         """
-        for request in requests:
-            self._host.ask(_ask(request))
+        refusals = [self._host.ask(_ask(request)) for request in requests]
+        if not any(refusals):
+            return None
+        return [None if error is None else _error_response(error) for error in refusals]
 
     def finalize(self) -> None:
         """Stop the host; joins every thread and process."""
@@ -123,9 +126,11 @@ def _token(parameters: str) -> str | None:
 
 def _send(sender: Any, reply: Reply) -> None:
     if isinstance(reply, FMplexError):
-        response = pb_utils.InferenceResponse(
-            error=pb_utils.TritonError(str(reply), getattr(pb_utils.TritonError, reply.code))
-        )
+        response = _error_response(reply)
     else:
         response = pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in reply.items()])
     sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def _error_response(error: FMplexError) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, error.code)))

@@ -124,8 +124,12 @@ class FMHost:
             thread.join()
         self._work_dir.close()
 
-    def ask(self, ask: Ask) -> None:
-        """Take a request; its one reply goes to ``ask.respond``, from another thread. Never raises."""
+    def ask(self, ask: Ask) -> FMplexError | None:
+        """Take a request; None: its one reply goes to ``ask.respond``, from another thread. Never raises.
+
+        A request that is refused here has the returned error for its reply instead. It is the edge's to send, which
+        has a quicker way than a reply of its own: in a flood, nearly all requests end here.
+        """
         try:
             if is_status(ask):
                 status = json.dumps(self.status()).encode()
@@ -134,10 +138,11 @@ class FMHost:
             else:
                 self._intake.take(ask)
         except FMplexError as error:
-            self._reply(ask, error)
+            return error
         except Exception as error:  # a defect of ours: the client must not wait for ever
             self._log(f"defect: {type(error).__name__}: {error}")
-            self._reply(ask, EngineFailure(f"internal error: {type(error).__name__}: {error}"))
+            return EngineFailure(f"internal error: {type(error).__name__}: {error}")
+        return None
 
     def status(self) -> dict[str, Any]:
         """What is served, and what was refused and why; plain data."""

@@ -15,7 +15,7 @@ from fmplex_backend.host.log import Concerned, HostLog
 from fmplex_backend.host.registry import Registry
 from fmplex_backend.host.requests import Ask, Member, Pending, RowTask
 from fmplex_backend.host.routes import Blocked, Serving
-from fmplex_backend.repository.sockets import STATUS_OUTPUT, parse_output_name
+from fmplex_backend.repository.sockets import STATUS_OUTPUT, wanted_sockets
 from fmplex_backend.scheduling.interface import Rejected, Row
 
 
@@ -87,13 +87,9 @@ class Intake:
             wait = math.ceil(no.wait * 1e3)
             raise Unavailable(f"{no} ({no.parameter}); retry in {wait} ms") from None
 
-    def _wanted(self, outputs: frozenset[str]) -> dict[int, frozenset[str]]:
-        """Port → sockets that are asked of it."""
-        wanted: dict[int, set[str]] = {}
-        for name in outputs:
-            parsed = parse_output_name(name)
-            if parsed is not None:
-                wanted.setdefault(parsed[0], set()).add(parsed[1])
+    def _wanted(self, outputs: frozenset[str]) -> Mapping[int, frozenset[str]]:
+        """Port → sockets that are asked of it. Raises `InvalidInput` where no vFM is meant."""
+        wanted = wanted_sockets(outputs)
         if STATUS_OUTPUT in outputs:
             raise InvalidInput(
                 f"{self._fm!r} is a physical FM: ask for its output {STATUS_OUTPUT!r} alone, or for a vFM by its own "
@@ -101,7 +97,7 @@ class Intake:
             )
         if not wanted:
             raise InvalidInput(f"{self._fm!r} is a physical FM: ask for a vFM by its own name")
-        return {port: frozenset(sockets) for port, sockets in sorted(wanted.items())}
+        return wanted
 
     def _serving(self, port: int) -> Serving:
         route = self._registry.routes.get(port)

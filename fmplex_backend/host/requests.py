@@ -33,7 +33,7 @@ class Ask:
     inputs: Mapping[str, Array]
     """Input name → object array [rows, 1] of bytes."""
     respond: Callable[[Reply], None]
-    """Sends the one reply; called exactly once, from any thread."""
+    """Sends the one reply; called exactly once, from any thread, unless the request is refused when it is taken."""
     timeout: float | None = None
     """Seconds that the client gives it."""
     token: str | None = None

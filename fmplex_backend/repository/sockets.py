@@ -8,7 +8,10 @@ carries the vFM's number (``docs/architecture.md``, "Ports").
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 
 
 @dataclass(frozen=True)
@@ -55,3 +58,13 @@ def parse_output_name(name: str) -> tuple[int, str] | None:
     if match is None or match[2] not in SOCKETS:
         return None
     return int(match[1]), match[2]
+
+
+@lru_cache(maxsize=4096)  # every request asks, and those of an ensemble always for the same
+def wanted_sockets(outputs: frozenset[str]) -> Mapping[int, frozenset[str]]:
+    """Port → sockets of it among ``outputs``, in the order of ports; names that are no socket's are left out."""
+    wanted: dict[int, set[str]] = {}
+    for name in outputs:
+        if (parsed := parse_output_name(name)) is not None:
+            wanted.setdefault(parsed[0], set()).add(parsed[1])
+    return MappingProxyType({port: frozenset(sockets) for port, sockets in sorted(wanted.items())})

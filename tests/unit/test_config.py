@@ -23,7 +23,7 @@ from fmplex_backend.repository.config import (
     vfm_config,
     write_config,
 )
-from fmplex_backend.repository.sockets import SOCKETS, output_name, parse_output_name
+from fmplex_backend.repository.sockets import SOCKETS, output_name, parse_output_name, wanted_sockets
 
 
 def ensemble(**parameters: str) -> ModelConfig:
@@ -212,6 +212,12 @@ def test_unreadable(tmp_path: Path, text: str | bytes | None, says: str) -> None
 @given(port=st.integers(0, 99999), socket=st.sampled_from(sorted(SOCKETS)))
 def test_socket_names_round_trip(port: int, socket: str) -> None:
     assert parse_output_name(output_name(port, socket)) == (port, socket)
+
+
+def test_what_a_request_asks_of_which_port() -> None:
+    wanted = wanted_sockets(frozenset({"port10.info", "port2.vector", "port2.text", "status", "port2.nothing"}))
+    assert list(wanted.items()) == [(2, {"vector", "text"}), (10, {"info"})]
+    assert not wanted_sockets(frozenset({"status"}))
 
 
 def test_a_bundle_has_no_policy() -> None:
