@@ -7,11 +7,23 @@ from typing import Annotated, Any
 import typer
 from rich.progress import Progress
 
-from fmplex_tools.bench.engine.command import FM, REPOSITORY, JsonFile, Repository, Seconds, Seed, Threads, carry_out
+from fmplex_tools.bench.engine.command import (
+    FM,
+    REPOSITORY,
+    JsonFile,
+    PlotsTo,
+    Repository,
+    Seconds,
+    Seed,
+    Threads,
+    carry_out,
+)
 from fmplex_tools.bench.fair.bench import Outcome
-from fmplex_tools.console import fail
+from fmplex_tools.console import fail, out
 
-app = typer.Typer(no_args_is_help=True, help="What users notice when engines die, on a server of its own.")
+app = typer.Typer(
+    no_args_is_help=True, help="What users notice when things die, and of floods, on a server of its own."
+)
 Vfms = Annotated[int, typer.Option(min=2, max=512, help="That are asked.")]
 
 
@@ -103,3 +115,76 @@ def servers(
         return scenario.servers(plan, progress, noted)
 
     carry_out("servers", measure, {"vfms": vfms, "seed": seed}, json_file, None)
+
+
+@app.command()
+def overload(
+    seconds: Seconds = 600.0,
+    vfms: Vfms = 16,
+    rows: Annotated[int, typer.Option(min=1, max=64, help="In a request of a vFM that floods.")] = 8,
+    threads: Threads = 0,
+    seed: Seed = 0,
+    json_file: JsonFile = None,
+    repository: Repository = REPOSITORY,
+) -> None:
+    """Ask for ten times what the server can do, from half of its vFMs; the others ask for less than their share.
+
+    Takes --seconds of overload, and half as much again for what it is compared with. Exits with 1 where much less is
+    answered than without the flood, a light vFM suffers, or memory grows.
+
+    Examples:
+
+      fmplex bench faults overload
+
+      fmplex bench faults overload --seconds 60 --vfms 8
+    """
+    from fmplex_tools.bench.faults import overload as scenario
+
+    def measure(progress: Progress, noted: dict[str, Any]) -> Outcome:
+        plan = scenario.OverloadPlan(
+            source=repository, fm=FM, seconds=seconds, vfms=vfms, rows=rows, threads=threads, seed=seed
+        )
+        return scenario.overload(plan, progress, noted)
+
+    conditions = {"seconds": seconds, "vfms": vfms, "rows": rows, "threads": threads, "seed": seed}
+    carry_out("overload", measure, conditions, json_file, None)
+
+
+@app.command()
+def soak(
+    seconds: Seconds = 3600.0,
+    vfms: Vfms = 24,
+    clients: Annotated[int, typer.Option(min=1, max=256, help="At a time, each in a closed loop.")] = 8,
+    threads: Threads = 0,
+    seed: Seed = 0,
+    json_file: JsonFile = None,
+    plots_to: PlotsTo = None,
+    repository: Repository = REPOSITORY,
+) -> None:
+    """Everything at once for an hour: churn, floods, kills, poison, malformed requests; every answer is checked.
+
+    Exits with 1 where a request is answered wrongly or fails without excuse, or where memory, threads, files or
+    segments of shared memory are not flat at the end.
+
+    Examples:
+
+      fmplex bench faults soak --json soak.json --plots docs/plots
+
+      fmplex bench faults soak --seconds 120 --vfms 8
+    """
+    from fmplex_tools.bench.faults import soak as scenario
+    from fmplex_tools.bench.faults.soak_report import draw
+
+    def measure(progress: Progress, noted: dict[str, Any]) -> Outcome:
+        plan = scenario.SoakPlan(
+            source=repository, fm=FM, seconds=seconds, vfms=vfms, clients=clients, threads=threads, seed=seed
+        )
+        outcome = scenario.soak(plan, progress, noted)
+        for wrong in outcome.details["wrong"]:
+            fail(wrong)
+        if plots_to is not None:
+            out.print(f"drawn: {draw(outcome, plots_to)}")
+        return outcome
+
+    conditions = {"seconds": seconds, "clients": clients, "threads": threads, "seed": seed}
+    carry_out("soak", measure, conditions, json_file, None)

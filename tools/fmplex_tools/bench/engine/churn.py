@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,19 +144,22 @@ class Churn:
         line = self.progress.add_task("load and changes", total=self.plan.seconds)
         begun = time.monotonic()
         end = begun + self.plan.seconds
-        clients = [asyncio.create_task(self._client(number, end)) for number in range(self.plan.clients)]
-        changes = asyncio.create_task(self._change(end))
+        tasks = [asyncio.create_task(job) for job in self.jobs(end)]
         try:
-            while (now := time.monotonic()) < end and not any(task.done() for task in (*clients, changes)):
+            while (now := time.monotonic()) < end and not any(task.done() for task in tasks):
                 self.made.check()
                 self.progress.update(line, completed=now - begun, description=self._told())
                 await asyncio.sleep(0.25)
             self.progress.update(line, description="waiting for the last answers")
-            await asyncio.gather(*clients, changes)
+            await asyncio.gather(*tasks)
         finally:
-            for task in (*clients, changes):
+            for task in tasks:
                 task.cancel()
             self.progress.remove_task(line)
+
+    def jobs(self, end: float) -> list[Coroutine[Any, Any, None]]:
+        """What goes on at a time until ``end``, on the monotonic clock."""
+        return [*(self._client(number, end) for number in range(self.plan.clients)), self._change(end)]
 
     def _told(self) -> str:
         return f"load and changes: {self.checker.rows:,} rows checked, {self.checker.wrong} requests wrong"
@@ -172,10 +175,10 @@ class Churn:
         while time.monotonic() < end:
             vfm = self.chaos.vfms[chance.choice(self.names)]
             texts = [chance.randrange(self.plan.texts) for _ in range(chance.randint(1, MOST_ROWS))]
-            if not await self._ask(vfm, texts, draw_impatience(chance)):
+            if not await self.ask(vfm, texts, draw_impatience(chance)):
                 await asyncio.sleep(PAUSE)
 
-    async def _ask(self, vfm: Placed, texts: list[int], impatience: Impatience | None) -> bool:
+    async def ask(self, vfm: Placed, texts: list[int], impatience: Impatience | None) -> bool:
         """One request; whether it was answered, rightly or not."""
         self.asked += 1
         sent = time.monotonic()

@@ -21,6 +21,7 @@ WHEN_IMPATIENT = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 class Errors:
     """Requests that were not answered."""
 
+    grace: float = GRACE
     allowed: Counter[str] = field(default_factory=Counter)
     """Kind → how many; of those who gave up, or of vFMs that are out, or have just been taken out or put back."""
     others: Counter[str] = field(default_factory=Counter)
@@ -33,7 +34,7 @@ class Errors:
         code = error.code()
         if impatience is not None and code in WHEN_IMPATIENT:
             self.allowed[f"{code.name}, gave up by {impatience.way}"] += 1
-        elif code in WHILE_CHANGING and (None in (vfm.port, vfm.served) or sent <= vfm.moved + GRACE):
+        elif code in WHILE_CHANGING and (None in (vfm.port, vfm.served) or sent <= vfm.moved + self.grace):
             self.allowed[f"{code.name}, after {vfm.last_move}"] += 1
         else:
             self.others[code.name] += 1

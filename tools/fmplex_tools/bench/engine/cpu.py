@@ -10,7 +10,7 @@ from fmplex_tools.bench.fair.arena import Arena
 
 Spent = dict[str, float]
 """Role → processor seconds, user and system: ``engine``, ``host``, ``tritonserver``, ``client``."""
-_GENERATOR = "fmplex_tools.bench.fair.generator"
+GENERATOR = "fmplex_tools.bench.fair.generator"
 
 
 def spent(made: Arena) -> Spent:
@@ -18,7 +18,7 @@ def spent(made: Arena) -> Spent:
     status = made.status()
     host = psutil.Process(status["host_pid"])
     server = next(parent for parent in host.parents() if parent.name().startswith("tritonserver"))
-    clients = [child for child in psutil.Process().children() if _GENERATOR in child.cmdline()]
+    clients = [child for child in psutil.Process().children() if GENERATOR in child.cmdline()]
     roles = {
         "engine": [psutil.Process(pid) for pid in status["engine_pids"]],
         "host": [host],

@@ -9,9 +9,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import signal
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -28,21 +26,11 @@ from fmplex_tools.bench.engine.fleet import FleetBase, fleet_of, make_fleet
 from fmplex_tools.bench.engine.fleet_server import machine, workplace
 from fmplex_tools.bench.fair.arena import Arena, serve
 from fmplex_tools.bench.fair.bench import Figure, Outcome
+from fmplex_tools.bench.faults.killer import KINDS, Killer
 from fmplex_tools.bench.faults.simulated import simulated_faults
 
-KINDS: Mapping[str, signal.Signals] = {
-    "killed": signal.SIGKILL,
-    "aborted": signal.SIGABRT,
-    "hanging": signal.SIGSTOP,
-    "device fault": signal.SIGUSR1,
-    "out of memory": signal.SIGUSR2,
-}
-"""What happens to an engine, and the signal that does it; see `fmplex_backend.engine.faults` for the last two."""
 REST = (0.5, 2.0)
 """Seconds between a recovery and the next fault, at random between these."""
-P50_GOAL, P99_GOAL = 1.5, 5.0
-LATEST = 60.0
-"""A fault that has no recovery within so many seconds counts as that long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +54,8 @@ class Kills:
     caller: Caller
     checker: Checker
     names: list[str]
+    killer: Killer
     failures: Counter[str] = field(default_factory=Counter)
-    recoveries: dict[str, list[float]] = field(default_factory=dict)
-    _waiting: list[tuple[float, asyncio.Future[float]]] = field(default_factory=list)
-    """When a fault was, and its recovery."""
 
     async def record(self) -> None:
         """What every vFM answers."""
@@ -89,24 +75,12 @@ class Kills:
             for number in range(self.plan.kills):
                 await asyncio.sleep(chance.uniform(*REST))
                 self.made.check()
-                kind = list(KINDS)[number % len(KINDS)]
-                self.recoveries.setdefault(kind, []).append(await self._fault(KINDS[kind], chance))
+                await self.killer.fault(list(KINDS)[number % len(KINDS)], chance)
                 progress.update(line, advance=1, description=f"kills: {self.checker.rows:,} rows checked")
         finally:
             stop.set()
             await asyncio.gather(*clients)
             progress.remove_task(line)
-
-    async def _fault(self, number: signal.Signals, chance: random.Random) -> float:
-        status = await asyncio.to_thread(self.made.status)
-        recovered: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        now = time.monotonic()
-        os.kill(chance.choice([pid for pid in status["engine_pids"] if pid is not None]), number)
-        self._waiting.append((now, recovered))
-        try:
-            return await asyncio.wait_for(recovered, LATEST)
-        except asyncio.TimeoutError:
-            return LATEST
 
     async def _client(self, number: int, stop: asyncio.Event) -> None:
         chance = random.Random(1000 * self.plan.seed + number)
@@ -120,16 +94,7 @@ class Kills:
                 self.failures[f"{error.code().name}: {error.details()}"] += 1
                 await asyncio.sleep(0.1)
             else:
-                self._answered(sent)
-
-    def _answered(self, sent: float) -> None:
-        still = []
-        for at, recovered in self._waiting:
-            if sent <= at:
-                still.append((at, recovered))
-            elif not recovered.done():
-                recovered.set_result(time.monotonic() - at)
-        self._waiting = still
+                self.killer.answered(sent)
 
 
 def kills(plan: KillsPlan, progress: Progress, noted: dict[str, Any]) -> Outcome:
@@ -151,7 +116,7 @@ async def _run(
     plan: KillsPlan, made: Arena, names: list[str], labels: Mapping[str, tuple[str, ...]], progress: Progress
 ) -> Outcome:
     async with Caller(made.url, make_texts(plan.texts, plan.seed)) as caller:
-        run = Kills(plan, made, caller, Checker({}, labels), names)
+        run = Kills(plan, made, caller, Checker({}, labels), names, Killer(made))
         await run.record()
         await run.run(progress)
     return _outcome(run)
@@ -159,18 +124,14 @@ async def _run(
 
 def _outcome(run: Kills) -> Outcome:
     checker, part = run.checker, f"{run.plan.kills} faults under load on {run.plan.vfms} vFMs"
-    everything = [seconds for kind in run.recoveries.values() for seconds in kind]
-    p50, p99 = np.percentile(everything, (50, 99))
     failed = run.failures.total()
     figures = [
         Figure(part, f"rows checked, of {checker.requests:,} requests", checker.rows),
         Figure(part, "requests answered wrongly", checker.wrong, "", "0", checker.wrong == 0),
         Figure(part, "requests failed", failed, "", "0", failed == 0),
-        Figure(part, "recovery p50", float(p50), "s", f"≤ {P50_GOAL:g} s", bool(p50 <= P50_GOAL)),
-        Figure(part, "recovery p99", float(p99), "s", f"≤ {P99_GOAL:g} s", bool(p99 <= P99_GOAL)),
+        *run.killer.figures(),
     ]
-    for kind, seconds in run.recoveries.items():
-        told = f"s (p50; longest {max(seconds):.2f}, {len(seconds)} times)"
-        figures.append(Figure("recovery", kind, float(np.median(seconds)), told))
     figures += [Figure("failed", what, count) for what, count in run.failures.most_common(5)]
-    return Outcome(figures, {"wrong": checker.details, "failures": dict(run.failures), "recoveries": run.recoveries})
+    return Outcome(
+        figures, {"wrong": checker.details, "failures": dict(run.failures), "recoveries": run.killer.recoveries}
+    )

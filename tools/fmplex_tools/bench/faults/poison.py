@@ -102,13 +102,18 @@ async def _phase(plan: PoisonPlan, caller: Caller, names: list[str], seconds: fl
     return asked
 
 
+def token_of(source: Path, fm: str, word: str) -> int:
+    """The number of the token that is ``word`` alone. Raises `EngineFailure` where there is none."""
+    backbone = Path(resolve(fm_settings(source / fm).backbone))
+    token: int | None = Tokenizer.from_file(str(backbone / "tokenizer.json")).token_to_id(word)
+    if token is None:
+        raise EngineFailure(f"the backbone's tokenizer has no token {word!r}")
+    return token
+
+
 def poison(plan: PoisonPlan, progress: Progress, noted: dict[str, Any]) -> Outcome:
     """Try it on a server of its own; what the machine is goes into ``noted``."""
-    backbone = Path(resolve(fm_settings(plan.source / plan.fm).backbone))
-    token = Tokenizer.from_file(str(backbone / "tokenizer.json")).token_to_id(plan.word)
-    if token is None:
-        raise EngineFailure(f"the backbone's tokenizer has no token {plan.word!r}")
-    with workplace() as place, simulated_faults(token):
+    with workplace() as place, simulated_faults(token_of(plan.source, plan.fm, plan.word)):
         line = progress.add_task("starting the server", total=None)
         names = make_fleet(place / "fleet", plan.source, plan.fm, plan.vfms, rank=plan.rank, seed=plan.seed)
         with serve(place / "fleet", plan.fm, names) as made:
