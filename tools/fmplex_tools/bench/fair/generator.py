@@ -21,6 +21,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from fmplex_tools.bench.fair.streams import EXPIRED, FAILED, OK, REFUSED, REQUEST, ROW, Stream
+from fmplex_tools.bench.keep_time import keep_time
 
 POOL = 64
 """Requests made beforehand for each stream; they are sent in turn, each time with other `FIRST` words."""
@@ -178,6 +179,7 @@ async def _main() -> bytes:
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
     order = json.loads(await commands.readline())
+    keep_time()
     streams = [Stream(**{**stream, "tokens": tuple(stream["tokens"])}) for stream in order["streams"]]
     return await Generator(order["url"], streams, order["seed"]).run(commands)
 
