@@ -26,7 +26,7 @@ from typing import Any
 import grpc  # type: ignore[import-untyped]
 from rich.progress import Progress
 
-from fmplex_tools.bench.engine.churn import Churn, ChurnPlan
+from fmplex_tools.bench.engine.churn import PAUSE, Churn, ChurnPlan
 from fmplex_tools.bench.engine.churn_chaos import SPARE_PORTS, Chaos, Placed
 from fmplex_tools.bench.engine.churn_check import Checker
 from fmplex_tools.bench.engine.churn_client import MOST_ROWS, Caller, Impatience, make_texts
@@ -126,12 +126,21 @@ class Soak(Churn):
             self.killer.answered(sent)
         return answered
 
+    def _any_vfm(self, chance: random.Random) -> Placed:
+        return self.chaos.vfms[chance.choice(self.names)]
+
     async def _kill(self, chance: random.Random) -> None:
         async with self._calm:
-            await self.killer.fault(list(KINDS)[sum(map(len, self.killer.recoveries.values())) % len(KINDS)], chance)
+            kind = list(KINDS)[self.counts["faults of engines"] % len(KINDS)]
+            self.counts["faults of engines"] += 1
+            fault = asyncio.create_task(self.killer.fault(kind, chance))
+            while not fault.done():  # the clients may have stopped: somebody must ask until it is over
+                if not await self.ask(self._any_vfm(chance), [0], None):
+                    await asyncio.sleep(PAUSE)
+            await fault
 
     async def _flood(self, chance: random.Random) -> None:
-        vfm = self.chaos.vfms[chance.choice(self.names)]
+        vfm = self._any_vfm(chance)
         self.errors.flooded[vfm.name] = float("inf")
         texts = [[chance.randrange(self.plan.texts) for _ in range(MOST_ROWS)] for _ in range(FLOOD)]
         answered = await asyncio.gather(*(self.ask(vfm, one, None) for one in texts))
@@ -140,7 +149,7 @@ class Soak(Churn):
         self.counts["requests of floods answered"] += sum(answered)
 
     async def _malform(self, chance: random.Random) -> None:
-        vfm, sent = self.chaos.vfms[chance.choice(self.names)], time.monotonic()
+        vfm, sent = self._any_vfm(chance), time.monotonic()
         try:
             await self.caller.ask(vfm.name, [self._malformed])
         except grpc.aio.AioRpcError as error:
