@@ -6,7 +6,8 @@ is compared with what the version that its ``info`` names answers alone. Beside 
 1. engines are killed, aborted and stopped, or have a simulated fault;
 2. now and then a vFM is asked for far more than its queue holds: what has no room must be told when to come again;
 3. a vFM of its own sends a row that ends engines, is quarantined and released, and must be served again (no engine is
-   killed meanwhile: one that dies while an innocent row is tried alone would convict that row);
+   killed until every row that has seen engines die of it is answered: one more that dies while such a row, which is
+   innocent, is tried alone would convict it);
 4. some requests are malformed, and must be told so.
 
 All the while memory, threads, files and segments of shared memory are sampled. They must be flat: see `soak_report`.
@@ -100,6 +101,8 @@ class Soak(Churn):
         """Held by who needs engines to die of nothing else."""
         self._poison, self._malformed = self.plan.texts, self.plan.texts + 1
         """Numbers of texts: after those that have references."""
+        self._under_way: set[int] = set()
+        """Numbers of requests."""
 
     def jobs(self, end: float) -> list[Coroutine[Any, Any, None]]:
         """See `Churn`."""
@@ -120,8 +123,12 @@ class Soak(Churn):
 
     async def ask(self, vfm: Placed, texts: list[int], impatience: Impatience | None) -> bool:
         """See `Churn`; an answer ends a recovery."""
-        sent = time.monotonic()
-        answered = await super().ask(vfm, texts, impatience)
+        sent, number = time.monotonic(), self.asked
+        self._under_way.add(number)
+        try:
+            answered = await super().ask(vfm, texts, impatience)
+        finally:
+            self._under_way.discard(number)
         if answered:
             self.killer.answered(sent)
         return answered
@@ -172,6 +179,9 @@ class Soak(Churn):
                 self.errors.others["poison was answered"] += 1
             await asyncio.to_thread(release_task, self.made.options.repository, name)
             self.counts["rows that end engines: quarantined, released, served again"] += await self._mended(name)
+            suspects = set(self._under_way)
+            while suspects & self._under_way:
+                await asyncio.sleep(PAUSE)
 
     async def _mended(self, name: str) -> bool:
         """Whether a good row of it is answered soon."""
