@@ -121,7 +121,7 @@ def servers(
 def overload(
     seconds: Seconds = 600.0,
     vfms: Vfms = 16,
-    rows: Annotated[int, typer.Option(min=1, max=64, help="In a request of a vFM that floods.")] = 8,
+    rows: Annotated[int, typer.Option(min=1, max=64, help="In a request of a vFM that floods.")] = 16,
     threads: Threads = 0,
     seed: Seed = 0,
     json_file: JsonFile = None,

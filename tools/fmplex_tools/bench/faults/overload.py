@@ -15,6 +15,7 @@ come and go are shorter by design than those of phase 1, so that one is told, bu
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,7 @@ class OverloadPlan(FleetBase):
     least: float = 10.0
     vfms: int = 16
     """Half of them light."""
-    rows: int = 8
+    rows: int = 16
     """In a flooder's request."""
     threads: int = 0
 
@@ -74,6 +75,11 @@ class Measured:
         first, last = self.samples[0], self.samples[-1]
         seconds = {role: last.held[role].seconds - first.held[role].seconds for role in (*SERVER, CLIENT)}
         return {role: used / max(1e-9, last.at - first.at) for role, used in seconds.items()}
+
+    @property
+    def left(self) -> float:
+        """Processors that the generator left to the server, busy or not."""
+        return len(os.sched_getaffinity(0)) - self.spent[CLIENT]
 
     def per_second(self, vfms: Sequence[str], outcome: int) -> float:
         """Requests that ended so between the first sample and the last, a second."""
@@ -102,7 +108,7 @@ class Overload:
     def measure(self, title: str, *groups: Sequence[Stream], seconds: float = 0.0) -> Measured:
         """One phase."""
         seconds = seconds or max(self.plan.least, self.plan.seconds / 10)
-        sampler = Sampler(self.bench.arena, every=max(0.5, seconds / 60))
+        sampler = Sampler(self.bench.arena, every=max(seconds / 60, min(0.5, seconds / 5)))
         stolen = Stolen()
         phase = self.bench.phase(title, *groups, seconds=seconds, on_tick=sampler)
         return Measured(phase, sampler.samples, stolen.part())
@@ -131,7 +137,7 @@ class Overload:
             Figure("capacity", title, rate, f"rows/s ({told(one)})")
             for title, rate, one in zip(("with light vFMs, before", "… after"), rates, saturated, strict=True)
         ]
-        figures += self._goodput(float(np.mean(rates)), flooded)
+        figures += self._goodput(rates, saturated, flooded)
         figures += self._light(alone, flooded)
         figures += bounded(flooded.samples)
         figures += [
@@ -147,7 +153,8 @@ class Overload:
         }
         return Outcome(figures, details)
 
-    def _goodput(self, capacity: float, flooded: Measured) -> list[Figure]:
+    def _goodput(self, rates: Sequence[float], saturated: Sequence[Measured], flooded: Measured) -> list[Figure]:
+        capacity = float(np.mean(rates))
         part, traffic = f"overload for {flooded.phase.seconds:.0f} s", flooded.phase.traffic
         asked = traffic.of(self.flooders, None)
         offered = asked["rows"].sum() / (asked["due"].max() - asked["due"].min())
@@ -155,11 +162,13 @@ class Overload:
         other = sum(len(traffic.of(self.flooders, outcome)) for outcome in (FAILED, EXPIRED))
         refused = len(traffic.of(self.flooders, REFUSED))
         good = rate / capacity
+        a_processor = np.mean([one / each.left for one, each in zip(rates, saturated, strict=True)])
         goal = f"≥ {GOODPUT_GOAL}"
         return [
             Figure(part, "flooders ask for", offered / capacity, "× capacity"),
             Figure(part, "goodput", rate, f"rows/s ({told(flooded)})"),
             Figure(part, "goodput, of the capacity", good, "", goal, good >= GOODPUT_GOAL),
+            Figure(part, "likewise, by what the generator left of the processors", rate / flooded.left / a_processor),
             Figure(part, "requests refused, with a time to wait", refused),
             Figure(part, "requests of flooders that ended otherwise", other, "", "0", other == 0),
         ]
@@ -187,12 +196,12 @@ class Overload:
 def cost_of_refusals(saturated: Sequence[Measured], flooded: Measured, vfms: Sequence[str]) -> dict[str, float]:
     """Role → µs a refused request: what it used in the overload beyond what so many answers took it at capacity.
 
-    Of the generator too; not of the engines, which see none of them. Empty where none was refused.
+    Of the generator too; not of the engines, which see none of them. Empty where there is nothing to tell it from.
     """
     refused = flooded.per_second(vfms, REFUSED)
-    if not refused:
-        return {}
     answered = np.mean([one.per_second(vfms, OK) for one in saturated])
+    if not (refused and answered):
+        return {}
     costs = {}
     for role in ("tritonserver", "host", CLIENT):
         each = np.mean([one.spent[role] for one in saturated]) / answered
