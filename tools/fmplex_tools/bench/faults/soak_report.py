@@ -40,7 +40,7 @@ def outcome_of(run: Soak, first: References, last: References) -> Outcome:
         Figure(load, "a replaced version answered for, longest", run.stale, "s"),
         Figure(load, "changes of versions, vFMs and weights", changes),
         *(Figure(load, what, count) for what, count in run.counts.items()),
-        *run.killer.figures(),
+        *run.killer.figures(promised=False),  # in a flood, what is sent after a fault waits for other reasons too
         *flatness(run.sampler.samples),
         *(Figure("failed", kind, count) for kind, count in sorted(errors.allowed.items())),
         *(Figure("failed without excuse", kind, count) for kind, count in sorted(errors.others.items())),
