@@ -162,7 +162,7 @@ class Overload:
         other = sum(len(traffic.of(self.flooders, outcome)) for outcome in (FAILED, EXPIRED))
         refused = len(traffic.of(self.flooders, REFUSED))
         good = rate / capacity
-        a_processor = np.mean([one / each.left for one, each in zip(rates, saturated, strict=True)])
+        a_processor = float(np.mean([one / each.left for one, each in zip(rates, saturated, strict=True)]))
         goal = f"≥ {GOODPUT_GOAL}"
         return [
             Figure(part, "flooders ask for", offered / capacity, "× capacity"),
