@@ -10,7 +10,8 @@
     ├── EngineFailure     the engine died or broke its contract                     INTERNAL
     └── Quarantined       the vFM's rows kill engines; its owner must act           INTERNAL
 
-Messages name the thing, the value and what would be right. Only ``model.py`` turns codes into Triton's.
+Messages name the thing, the value and what would be right; whatever they quote, they can be sent: at most `MAX_MESSAGE`
+characters, all of which have a form in UTF-8. Only ``model.py`` turns codes into Triton's.
 """
 
 from __future__ import annotations
@@ -20,10 +21,23 @@ from typing import ClassVar, Literal
 Code = Literal["INVALID_ARG", "NOT_FOUND", "UNAVAILABLE", "CANCELLED", "INTERNAL"]
 
 
+MAX_MESSAGE = 4096
+"""gRPC's clients take 8 KiB of headers, of which a message is one."""
+_CUT = " … "
+
+
 class FMplexError(Exception):
     """Base of all of them; ``code`` is the name of a Triton error code."""
 
     code: ClassVar[Code] = "INTERNAL"
+
+    def __init__(self, message: object = "") -> None:
+        """Of a ``message`` that is too long the middle is left out; a lone surrogate becomes its escape."""
+        text = str(message).encode("utf-8", "backslashreplace").decode()
+        if len(text) > MAX_MESSAGE:
+            part = (MAX_MESSAGE - len(_CUT)) // 2
+            text = text[:part] + _CUT + text[-part:]
+        super().__init__(text)
 
     def again(self) -> FMplexError:
         """Another one that says the same; to be raised of an error that is kept, which would gather every traceback."""

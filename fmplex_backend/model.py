@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -10,8 +11,8 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from fmplex_backend.errors import FMplexError
-from fmplex_backend.host.access import TOKEN
+from fmplex_backend.errors import FMplexError, InvalidInput
+from fmplex_backend.host.access import token_in
 from fmplex_backend.host.counts import Series
 from fmplex_backend.host.guard import Guard
 from fmplex_backend.host.host import FMHost
@@ -69,10 +70,17 @@ class TritonPythonModel:
         What is refused is answered by what this returns, in place of a message of its own to tritonserver and back.
         Must not raise once a sender was taken: the model could then never unload.
         """
-        refusals = [self._host.ask(_ask(request)) for request in requests]
+        refusals = [self._take(request) for request in requests]
         if not any(refusals):
             return None
         return [None if error is None else _error_response(error) for error in refusals]
+
+    def _take(self, request: Any) -> FMplexError | None:
+        try:
+            ask = _ask(request)
+        except Exception as error:  # e.g. an id that is not UTF-8, which comes over HTTP
+            return self._host.refused(InvalidInput(f"the request cannot be read: {error}"))
+        return self._host.ask(ask)
 
     def finalize(self) -> None:
         """Stop the host; joins every thread and process."""
@@ -104,24 +112,15 @@ def _metric_family(series: Series) -> Any:
 
 
 def _ask(request: Any) -> Ask:
-    sender = request.get_response_sender()
-    timeout, parameters = request.timeout(), request.parameters()
+    sender, timeout = request.get_response_sender(), request.timeout()
     return Ask(
         outputs=frozenset(request.requested_output_names()),
         inputs={tensor.name(): tensor.as_numpy().copy() for tensor in request.inputs()},
-        respond=lambda reply: _send(sender, reply),
+        respond=functools.partial(_send, sender),
         timeout=timeout / 1e6 if timeout else None,
-        token=_token(parameters) if TOKEN in parameters.lower() else None,
+        token=token_in(request.parameters()),
         request_id=request.request_id(),
     )
-
-
-def _token(parameters: str) -> str | None:
-    """The caller's token; a header's name may come in any case."""
-    for name, value in json.loads(parameters).items():
-        if name.lower() == TOKEN:
-            return str(value)
-    return None
 
 
 def _send(sender: Any, reply: Reply) -> None:

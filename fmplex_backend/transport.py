@@ -43,9 +43,9 @@ BLOCKS_LIMIT = 1 << 30
 
 _PACKET = 64 << 10
 _IN_PACKET, _IN_BLOCK, _FOLLOWS = range(3)
-_HEAD = struct.Struct("<BxxxIQQQ")
+HEAD = struct.Struct("<BxxxIQQQ")
 """Where the message lies; its block's number; that block's size if it is new, else 0; the message's size and parts."""
-_IN_PACKET_HEAD = _HEAD.pack(_IN_PACKET, 0, 0, 0, 0)
+_IN_PACKET_HEAD = HEAD.pack(_IN_PACKET, 0, 0, 0, 0)
 
 
 class Channel:
@@ -100,7 +100,7 @@ class Channel:
         if not large and packet.tell() <= _PACKET:
             self._socket.send(packet.getbuffer(), socket.MSG_NOSIGNAL)
             return
-        parts = [packet.getbuffer()[_HEAD.size :], *(buffer.raw() for buffer in large)]
+        parts = [packet.getbuffer()[HEAD.size :], *(buffer.raw() for buffer in large)]
         size, starts = _layout([len(part) for part in parts])
         taken = self._made.take(size)
         if taken is None:
@@ -110,7 +110,7 @@ class Channel:
             _fill(np.frombuffer(taken.memory, np.uint8, size, ALIGNED), starts, parts)
             new = 0 if taken.fd is None else len(taken.memory)
             fds = [] if taken.fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", taken.fd))]
-            head = _HEAD.pack(_IN_BLOCK, taken.number, new, size, len(parts))
+            head = HEAD.pack(_IN_BLOCK, taken.number, new, size, len(parts))
             self._socket.sendmsg([head], fds, socket.MSG_NOSIGNAL)
         finally:
             if taken.fd is not None:
@@ -120,7 +120,7 @@ class Channel:
         self.streamed += 1
         whole: Array = np.empty(size, np.uint8)
         _fill(whole, starts, parts)
-        self._socket.send(_HEAD.pack(_FOLLOWS, 0, 0, size, len(parts)), socket.MSG_NOSIGNAL)
+        self._socket.send(HEAD.pack(_FOLLOWS, 0, 0, size, len(parts)), socket.MSG_NOSIGNAL)
         for start in range(0, size, _PACKET):
             self._socket.send(whole[start : start + _PACKET].data, socket.MSG_NOSIGNAL)
 
@@ -135,9 +135,9 @@ class Channel:
         What unpickling raises is passed on; messages that come later are not affected.
         """
         count, fds = self._receive(self._packet)
-        where, number, new, size, parts = _HEAD.unpack_from(self._packet)
+        where, number, new, size, parts = HEAD.unpack_from(self._packet)
         if where == _IN_PACKET:
-            return pickle.loads(self._packet[_HEAD.size : count])
+            return pickle.loads(self._packet[HEAD.size : count])
         if where == _FOLLOWS:
             return _load(self._followed(size), parts)
         if new:

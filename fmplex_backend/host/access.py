@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 
 from fmplex_backend.errors import AccessDenied
 from fmplex_backend.repository.config import TOKEN_PREFIX
 
 TOKEN = "x-fmplex-token"
 """Request parameter, or header that the server forwards as one, with the caller's token."""
+
+
+def token_in(parameters: str) -> str | None:
+    """The caller's token in a request's parameters, a JSON object; a header's name may come in any case."""
+    if TOKEN not in parameters.lower():
+        return None
+    return next((str(value) for name, value in json.loads(parameters).items() if name.lower() == TOKEN), None)
 
 
 def token_hash(token: str) -> str:

@@ -85,6 +85,8 @@ class EngineProcess:
             return channel.recv() if channel.poll(timeout) else None
         except (EOFError, OSError):
             raise self._died(None) from None
+        except Exception as error:  # whatever unpickling may raise
+            raise self._died(f"sent what is no message: {type(error).__name__}: {error}") from None
 
     def call(self, message: object, answer: type[_Answer], timeout: float) -> _Answer:
         """Send ``message``, return its answer, while no other thread receives. Raises `EngineDied`."""

@@ -134,7 +134,7 @@ class FMHost:
             if is_status(ask):
                 status = json.dumps(self.status()).encode()
                 rows = len(next(iter(ask.inputs.values()), [b""]))
-                self._reply(ask, {STATUS_OUTPUT: np.array([[status]] * rows, dtype=object)})
+                self._reply(ask.respond, {STATUS_OUTPUT: np.array([[status]] * rows, dtype=object)})
             else:
                 self._intake.take(ask)
         except FMplexError as error:
@@ -143,6 +143,11 @@ class FMHost:
             self._log(f"defect: {type(error).__name__}: {error}")
             return EngineFailure(f"internal error: {type(error).__name__}: {error}")
         return None
+
+    def refused(self, error: FMplexError) -> FMplexError:
+        """``error``, counted: of a request that cannot even be read."""
+        self._dispatcher.meter.unroutable()
+        return error
 
     def status(self) -> dict[str, Any]:
         """What is served, and what was refused and why; plain data."""
@@ -181,8 +186,8 @@ class FMHost:
             vfms = dict.fromkeys(row.vfm for row in request.rows)  # golden rows are under no vFM's name
             self._dispatcher.meter.answered(vfms, outcome, time.monotonic() - request.arrived)
 
-    def _reply(self, ask: Ask, reply: Reply) -> None:
-        self._replies.put(lambda: ask.respond(reply))
+    def _reply(self, respond: Callable[[Reply], None], reply: Reply) -> None:
+        self._replies.put(lambda: respond(reply))
 
     def _send(self) -> None:
         while (reply := self._replies.get()) is not None:

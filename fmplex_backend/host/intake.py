@@ -18,6 +18,9 @@ from fmplex_backend.host.routes import Blocked, Serving
 from fmplex_backend.repository.sockets import STATUS_OUTPUT, wanted_sockets
 from fmplex_backend.scheduling.interface import Rejected, Row
 
+LONGEST_TIMEOUT = 86_400.0
+"""Seconds; a timeout beyond it is none. Triton hands on what a client sends, and no thread can wait for 2⁶³ µs."""
+
 
 class Intake:
     """Takes requests of one physical FM. ``take`` may be called from any thread."""
@@ -68,7 +71,7 @@ class Intake:
     def _submit(self, request: Pending, parts: Sequence[tuple[int, Serving, frozenset[str]]]) -> bool:
         """Queue the rows of ``request``; False where a generation was retired meanwhile. Raises `FMplexError`."""
         vfms = [serving.generation.vfm for _, serving, _ in parts]
-        count = max((len(array) for array in request.ask.inputs.values()), default=0)
+        count = max((len(array) for array in request.ask.inputs.values() if array.ndim), default=0)
         for _, serving, _ in parts:  # before work is done on them; `submit` looks once more
             if (quarantine := serving.generation.quarantine) is not None:
                 self._meter.refused(vfms, count, "failed")
@@ -146,7 +149,7 @@ def _texts(inputs: Mapping[str, Array]) -> tuple[list[bytes], list[bytes] | None
 
 
 def _deadline(timeout: float | None, policy_ms: float) -> float | None:
-    limits = [limit for limit in (timeout, policy_ms / 1e3) if limit]
+    limits = [limit for limit in (timeout, policy_ms / 1e3) if limit and limit <= LONGEST_TIMEOUT]
     return time.monotonic() + min(limits) if limits else None
 
 

@@ -25,6 +25,7 @@ KEY_PATTERN = r"ed25519:[0-9a-f]{64}"
 """A public key: its 32 bytes in hexadecimal."""
 BACKEND = "fmplex"
 
+_MOST_ERRORS = 100
 _Settings = TypeVar("_Settings", bound="_Parameters")
 
 
@@ -155,6 +156,8 @@ class VfmConfig(BaseModel):
 
 def explain(error: ValidationError, model: type[BaseModel], noun: str) -> str:
     """A pydantic error in one line: the key, the value, and what would be right."""
+    if error.error_count() > _MOST_ERRORS:  # to list a million takes seconds and gigabytes
+        return f"{error.error_count()} things are wrong with it"
     parts = []
     for item in error.errors():
         key = ".".join(str(step) for step in item["loc"])
@@ -177,7 +180,7 @@ def read_config(path: Path) -> ModelConfig:
         raise Refused(f"{path.parent.name!r}: cannot read {path.name}: {error}") from None
     try:
         config = text_format.Parse(text, ModelConfig())
-    except text_format.ParseError as error:
+    except (text_format.ParseError, ValueError) as error:  # the latter for a number of thousands of digits
         raise Refused(f"{path.parent.name!r}: {path.name} is not a valid model configuration: {error}") from None
     if config.name and config.name != path.parent.name:
         raise Refused(f"{path.parent.name!r}: {path.name} says name {config.name!r}; leave it out or use the folder's")
@@ -266,9 +269,10 @@ def _check_tensors(owner: str, config: ModelConfig, outputs: dict[str, tuple[int
         if output.name not in outputs:
             continue
         wanted = SOCKETS[outputs[output.name][1]].data_type
-        if DataType.Name(output.data_type) != wanted:
-            actual = DataType.Name(output.data_type)
-            raise Refused(f"{owner}: output {output.name!r} is {actual}, its socket gives {wanted}")
+        if output.data_type != DataType.Value(wanted):
+            actual = DataType.DESCRIPTOR.values_by_number.get(output.data_type)
+            told = actual.name if actual is not None else f"data_type {output.data_type}"
+            raise Refused(f"{owner}: output {output.name!r} is {told}, its socket gives {wanted}")
 
 
 def _pinned_version(owner: str, config: ModelConfig) -> int | None:

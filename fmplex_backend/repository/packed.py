@@ -110,6 +110,8 @@ def _check_linear(head: dict[str, Array], artifact: Artifact, facts: BackboneFac
     if weight.ndim != 2 or weight.shape[1] != facts.hidden_size:
         raise Refused(f"{HEAD_FILE}: weight has shape {list(weight.shape)}; it is [outputs, {facts.hidden_size}]")
     width = int(weight.shape[0])
+    if width < 1:
+        raise Refused(f"{HEAD_FILE}: weight has shape {list(weight.shape)}; it has at least one output")
     if artifact.labels is not None and len(artifact.labels) != width:
         raise Refused(
             f"{HEAD_FILE}: weight has {width} outputs, but {ARTIFACT_FILE} names {len(artifact.labels)} labels"

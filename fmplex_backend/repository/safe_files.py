@@ -44,9 +44,11 @@ def read_json(path: Path, root: Path) -> Any:
     """The JSON value in ``path``. Raises `Refused` where it is too large or not JSON."""
     content = read_bytes(path, root, MAX_JSON_BYTES)
     try:
-        return json.loads(content)
+        value = json.loads(content)
+        json.dumps(value, ensure_ascii=False).encode()  # an escaped lone surrogate has no UTF-8 to be served in
     except (ValueError, RecursionError) as error:
         raise Refused(f"{path.relative_to(root)} is not valid JSON: {error}") from None
+    return value
 
 
 def read_tensors(path: Path, root: Path) -> dict[str, Array]:
@@ -72,4 +74,7 @@ def _as_fp32(key: str, entry: dict[str, Any], name: Path) -> Array:
         raise Refused(f"{name}: tensor {key!r} has dtype {dtype}; weights are F32, F16 or BF16")
     if not np.isfinite(array).all():
         raise Refused(f"{name}: tensor {key!r} has NaN or infinite values")
-    return array.reshape(entry["shape"])
+    try:
+        return array.reshape(entry["shape"])
+    except ValueError as error:  # more dimensions than numpy has, or too large ones beside one of 0
+        raise Refused(f"{name}: tensor {key!r} has a shape that no weights have: {error}") from None

@@ -44,7 +44,7 @@ SOCKETS: dict[str, Socket] = {
 STATUS_OUTPUT = "status"
 """Output of the physical FM that tells, as JSON, what is served and what was refused and why."""
 
-_NAME = re.compile(r"port(\d+)\.([a-z]+)")
+_NAME = re.compile(r"port(0|[1-9][0-9]{0,8})\.([a-z]+)")
 
 
 def output_name(port: int, socket: str) -> str:

@@ -136,6 +136,10 @@ def _type(config: ModelConfig) -> None:
     config.output[0].data_type = "TYPE_INT64"  # type: ignore[assignment]
 
 
+def _unknown_type(config: ModelConfig) -> None:
+    config.output[0].data_type = 99  # type: ignore[assignment]
+
+
 def _no_batches(config: ModelConfig) -> None:
     config.max_batch_size = 0
 
@@ -155,8 +159,12 @@ def _latest_two(config: ModelConfig) -> None:
         (_socket("port17.vectr"), "'port17.vectr' is no socket"),
         (_socket("vector"), "'vector' is no socket"),
         (_socket("port-1.vector"), "'port-1.vector' is no socket"),
+        (_socket("port01.vector"), "'port01.vector' is no socket"),
+        (_socket("port٣.vector"), "'port٣.vector' is no socket"),
+        (_socket(f"port{'9' * 5000}.vector"), "is no socket"),
         (_no_outputs, "maps no output"),
         (_type, "is TYPE_INT64, its socket gives"),
+        (_unknown_type, "is data_type 99, its socket gives"),
         (_no_batches, "max_batch_size is 0"),
         (_versions, "version_policy serves several versions"),
         (_latest_two, "version_policy serves several versions"),
@@ -194,6 +202,7 @@ def test_bundle() -> None:
     [
         ("platform: ensemble", "not a valid model configuration: 1:"),
         ('nmae: "x"', "not a valid model configuration: 1:1"),
+        (f"max_batch_size: {'9' * 5000}", "not a valid model configuration"),
         ('name: "other"', "says name 'other'"),
         (b"\xff", "cannot read config.pbtxt"),
         (None, "cannot read config.pbtxt"),

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import queue
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.site import Site
 
 from fmplex_backend.encoders.text import TextEncoder
-from fmplex_backend.errors import FMplexError, Quarantined, Refused
+from fmplex_backend.errors import DeadlineExceeded, FMplexError, Quarantined, Refused
 from fmplex_backend.host.intake import Intake
 from fmplex_backend.host.log import HostLog
-from fmplex_backend.host.requests import Ask
+from fmplex_backend.host.requests import Ask, Reply
 from fmplex_backend.host.routes import Blocked, Serving
 
 
@@ -68,3 +70,15 @@ def test_a_quarantined_vfm_keeps_nothing_either_and_is_counted(asked: Asked) -> 
         if (series.name, series.labels, vfm) == ("fmplex_requests_total", {"outcome": "failed"}, "good")
     ]
     assert failed == [3]
+
+
+def test_a_timeout_that_no_thread_can_wait_for_is_none(asked: Asked) -> None:
+    """Triton hands on any number of microseconds; the deadlines of others are kept all the same."""
+    replies: queue.Queue[Reply] = queue.Queue()
+    text = np.array([[b"good"]], dtype=object)
+    asked.site.engine.gate.clear()
+    for timeout in (None, (2**64 - 1) / 1e6, 0.02):  # the first keeps the engine busy
+        asked.intake.take(Ask(frozenset({"port1.vector"}), {"text": text}, replies.put, timeout))
+    assert isinstance(replies.get(timeout=10), DeadlineExceeded)
+    asked.site.engine.gate.set()
+    assert [type(replies.get(timeout=10)) for _ in range(2)] == [dict, dict]

@@ -101,6 +101,8 @@ def _vfm_json(vfm: Path, **changes: Any) -> None:
         ({"labels": ["a", "a", "b"]}, "'labels' must be distinct"),
         ({"labels": ["a"]}, "at least 2 labels"),
         ({"labels": ["a", "", "b"]}, "must not be empty"),
+        ({"labels": [1] * 101}, "vfm.json: 101 things are wrong with it"),
+        ({"labels": ["a", "b", "\ud800"]}, "vfm.json is not valid JSON: 'utf-8' codec can't encode"),
         ({"head": "identity"}, "head 'identity' is for embeddings"),
         ({"head": "transformers", "adapter": False}, "'adapter' must be true"),
         ({"pooling": "none"}, "needs pooling 'mean', 'cls' or 'last'"),
@@ -136,6 +138,7 @@ def test_vfm_json_that_is_no_object(vfm: Path, tiny_backbone: Path, content: str
         ({"weight": np.zeros((3, 32)), "bais": np.zeros(3)}, "holds ['bais', 'weight']"),
         ({"bias": np.zeros(3)}, "holds ['bias']"),
         ({"weight": np.zeros(32)}, "weight has shape [32]"),
+        ({"weight": np.zeros((0, 32))}, "weight has shape [0, 32]; it has at least one output"),
         ({"weight": np.zeros((3, 32)), "bias": np.zeros(2)}, "bias has shape [2]; it is [3]"),
     ],
 )

@@ -124,6 +124,15 @@ def test_damaged_safetensors_are_read_whole_or_refused(root: Path, damage: bytes
         assert all(t.dtype == np.float32 and np.isfinite(t).all() for t in tensors.values())
 
 
+@pytest.mark.parametrize("shape", [[1] * 33, [0, 1 << 63], [0, 1 << 40, 1 << 40]])
+def test_shapes_that_numpy_does_not_have(root: Path, shape: list[int]) -> None:
+    size = 0 if 0 in shape else 4
+    header = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}).encode()
+    (root / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * size)
+    with pytest.raises(Refused, match="'w' has a shape that no weights have"):
+        read_tensors(root / "w.safetensors", root)
+
+
 def test_a_header_that_promises_too_much(root: Path) -> None:
     header = json.dumps({"w": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
     (root / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)

@@ -51,16 +51,20 @@ _NOT_SERVED = (
 )
 
 
+_Rank = Annotated[int, Field(ge=1)]
+_Alpha = Annotated[float, Field(allow_inf_nan=False)]
+
+
 class LoraConfigFile(CheckpointConfig):
     """``adapter_config.json`` of a LoRA checkpoint."""
 
-    r: Annotated[int, Field(ge=1)]
-    lora_alpha: Annotated[float, Field(allow_inf_nan=False)]
+    r: _Rank
+    lora_alpha: _Alpha
     use_rslora: bool = False
     use_dora: bool = False
     bias: Literal["none", "all", "lora_only"] = "none"
-    rank_pattern: dict[str, int] = Field(default_factory=dict)
-    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    rank_pattern: dict[str, _Rank] = Field(default_factory=dict)
+    alpha_pattern: dict[str, _Alpha] = Field(default_factory=dict)
     init_lora_weights: Any = True
     layer_replication: Any = None
     trainable_token_indices: Any = None
@@ -104,11 +108,10 @@ class LoraConfigFile(CheckpointConfig):
         bias_delta: dict[str, Array] = {}
         for layer in a:
             rank = self._check_shapes(layer, a[layer], b[layer], facts, max_rank)
-            scaling = np.float32(self.scaling(layer, rank))
-            scaled[layer] = b[layer] * scaling
+            scaled[layer] = self._scaled(layer, rank, b[layer])
             if layer in b_bias:
                 expect(f"{layer}.lora_B.bias", b_bias[layer], (facts.layers[layer][0],))
-                bias_delta[layer] = b_bias[layer] * scaling
+                bias_delta[layer] = self._scaled(layer, rank, b_bias[layer])
         for module, bias in found.bias.items():
             expect(f"{module}.bias", bias, (facts.biases[module],))
         magnitude = found.parts["lora_magnitude_vector"]
@@ -116,6 +119,14 @@ class LoraConfigFile(CheckpointConfig):
         return AdapterWeights(
             a, scaled, bias_delta, found.bias, found.head, magnitude=magnitude, task_type=self.task_type
         )
+
+    def _scaled(self, layer: str, rank: int, weights: Array) -> Array:
+        scaling = self.scaling(layer, rank)
+        with np.errstate(over="ignore"):
+            scaled = (weights * scaling).astype(np.float32)
+        if not np.isfinite(scaled).all():
+            raise Refused(f"{CONFIG}: lora_alpha scales layer {layer!r} by {scaling:g}, beyond what fp32 holds")
+        return scaled
 
     def _check_shapes(self, layer: str, a: Array, b: Array, facts: BackboneFacts, max_rank: int) -> int:
         out, width = facts.layers[layer]

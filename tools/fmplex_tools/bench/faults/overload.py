@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from fmplex_tools.bench.compare.comparison import Stolen
+from fmplex_tools.bench.stolen import Stolen
 from fmplex_tools.bench.engine.fleet import FleetBase, make_fleet
 from fmplex_tools.bench.engine.fleet_server import machine, workplace
 from fmplex_tools.bench.fair.arena import serve
