@@ -188,3 +188,35 @@ def soak(
 
     conditions = {"seconds": seconds, "clients": clients, "threads": threads, "seed": seed}
     carry_out("soak", measure, conditions, json_file, None)
+
+
+@app.command()
+def malformed(
+    requests: Annotated[int, typer.Option("--requests", min=100, max=10_000_000, help="Of both protocols.")] = 100_000,
+    vfms: Vfms = 8,
+    clients: Annotated[int, typer.Option(min=1, max=64, help="Of each protocol, each in a closed loop.")] = 4,
+    only: Annotated[list[str] | None, typer.Option(help="Kinds that begin so, e.g. 'HTTP, deep'; repeatable.")] = None,
+    seed: Seed = 0,
+    json_file: JsonFile = None,
+    repository: Repository = REPOSITORY,
+) -> None:
+    """Send malformed requests of some thirty kinds over HTTP and gRPC, with good ones between them.
+
+    Exits with 1 where a process ends, a request hangs, something leaks, or a good request is not answered rightly. How
+    each kind ended is in the --json file.
+
+    Examples:
+
+      fmplex bench faults malformed
+
+      fmplex bench faults malformed --requests 5000 --only 'gRPC, wrong shapes'
+    """
+    from fmplex_tools.bench.faults import malformed as scenario
+
+    def measure(progress: Progress, noted: dict[str, Any]) -> Outcome:
+        plan = scenario.MalformedPlan(
+            source=repository, fm=FM, requests=requests, vfms=vfms, clients=clients, kinds=only or (), seed=seed
+        )
+        return scenario.malformed(plan, progress, noted)
+
+    carry_out("malformed", measure, {"vfms": vfms, "seed": seed}, json_file, None)

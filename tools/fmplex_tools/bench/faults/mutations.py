@@ -67,7 +67,7 @@ def _nudged(value: Any, chance: random.Random) -> Any:
     if isinstance(value, bool) or value is None:
         return not value
     if isinstance(value, (int, float)):
-        return chance.choice((value + 1, value - 1, -value, value * 2, str(value), float(value)))
+        return chance.choice((value + 1, -value, value * 2, str(value))) if abs(value) < 2**70 else 1
     if isinstance(value, str):
         return damage_bytes(value.encode("utf-8", "surrogatepass"), chance).decode("utf-8", "replace")
     return [value]

@@ -1,0 +1,61 @@
+"""What a server's processes take, before and after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from fmplex_tools.bench.engine.fleet_server import MEGA
+from fmplex_tools.bench.fair.arena import Arena
+from fmplex_tools.bench.fair.bench import Figure
+
+LEAK_GOAL = 200.0
+"""Bytes a request; if anything were kept of each of them it would be more."""
+SLACK = 2
+"""Threads and open files that may come and go."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What the server's processes take."""
+
+    pss: dict[int, int]
+    """Process → bytes, shared pages in parts."""
+    threads: int
+    files: int
+    shared: int
+    """Files of shared memory that are mapped."""
+
+    @classmethod
+    def of(cls, made: Arena) -> Footprint:
+        """Now."""
+        host = psutil.Process(made.status()["host_pid"])
+        server = next(parent for parent in host.parents() if parent.name().startswith("tritonserver"))
+        tree = [server, *server.children(recursive=True)]
+        maps = [Path(f"/proc/{one.pid}/maps").read_text() for one in tree]
+        shared = {word for text in maps for word in text.split() if word.startswith("/dev/shm/")}
+        return cls(
+            {one.pid: one.memory_full_info().pss for one in tree},
+            sum(one.num_threads() for one in tree),
+            sum(one.num_fds() for one in tree),
+            len(shared),
+        )
+
+
+def growth(part: str, before: Footprint, after: Footprint, counted: int) -> list[Figure]:
+    """What ``counted`` requests left behind, as figures of ``part``."""
+    was, now = sum(before.pss.values()), sum(after.pss.values())
+    each = (now - was) / max(1, counted)
+    figures = [
+        Figure(part, "memory of all processes", (now - was) / MEGA, f"MB of {was / MEGA:.0f}"),
+        Figure(part, "… for each request", each, "bytes", f"≤ {LEAK_GOAL:g}", each <= LEAK_GOAL),
+    ]
+    for name, old, new in (
+        ("threads", before.threads, after.threads),
+        ("open files", before.files, after.files),
+        ("shared memory regions", before.shared, after.shared),
+    ):
+        figures.append(Figure(part, name, new - old, f"of {old}", f"≤ {SLACK}", new - old <= SLACK))
+    return figures
