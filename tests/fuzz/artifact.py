@@ -41,6 +41,8 @@ FACTS = BackboneFacts(
     tokenizer=tokenizer(),
     pad_token_id=0,
 )
+_CONFIG, _WEIGHTS = "adapter/adapter_config.json", "adapter/adapter_model.safetensors"
+_FILES = ("vfm.json", "head.safetensors", "golden.json", _CONFIG, _WEIGHTS)
 _BASE = "base_model.model."
 _LORA = {"r": 2, "lora_alpha": 4, "rank_pattern": {"query": 2}, "alpha_pattern": {"dense": 8}, "bias": "all"}
 
@@ -64,8 +66,7 @@ def _version(vfm: bytes, *, width: int = 2, config: dict[str, Any] | None = None
     files = {"vfm.json": vfm, "head.safetensors": _ones(weight=(width, HIDDEN), bias=(width,))}
     files["golden.json"] = _json(golden)
     if config is not None:
-        files["adapter/adapter_config.json"] = _json(config)
-        files["adapter/adapter_model.safetensors"] = _ones(**weights)
+        files |= {_CONFIG: _json(config), _WEIGHTS: _ones(**weights)}
     return parts.join(files)
 
 
@@ -99,13 +100,10 @@ def check(data: bytes, folder: Path) -> None:
     """Refused, or whole: finite weights of the shapes that are served, which pack, and golden rows to be asked."""
     root = folder / "vfm"
     shutil.rmtree(root, ignore_errors=True)
+    (root / "1/adapter").mkdir(parents=True)
     for name, content in parts.split(data).items():
-        place = root / "1" / name
-        if not place.resolve().is_relative_to(root.resolve()) or place.is_dir():
-            continue
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(content)
-    root.mkdir(exist_ok=True)
+        if name in _FILES:
+            (root / "1" / name).write_bytes(content)
     try:
         content = read_version(root / "1", root, FACTS, MAX_RANK)
         _check_whole(content, folder / "packed.safetensors")

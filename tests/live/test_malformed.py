@@ -18,7 +18,7 @@ from fmplex_tools.server.process import ServerOptions
 
 pytestmark = pytest.mark.live
 
-REQUESTS = 1_200
+REQUESTS = 900
 VFMS = ("bare_two", "lora_qv_4", "dora_qv_8")
 
 

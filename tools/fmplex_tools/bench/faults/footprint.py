@@ -21,8 +21,8 @@ SLACK = 2
 class Footprint:
     """What the server's processes take."""
 
-    pss: dict[int, int]
-    """Process → bytes, shared pages in parts."""
+    pss: dict[str, int]
+    """Process, by name and number → bytes, shared pages in parts."""
     threads: int
     files: int
     shared: int
@@ -37,7 +37,7 @@ class Footprint:
         maps = [Path(f"/proc/{one.pid}/maps").read_text() for one in tree]
         shared = {word for text in maps for word in text.split() if word.startswith("/dev/shm/")}
         return cls(
-            {one.pid: one.memory_full_info().pss for one in tree},
+            {f"{one.name()} {one.pid}": one.memory_full_info().pss for one in tree},
             sum(one.num_threads() for one in tree),
             sum(one.num_fds() for one in tree),
             len(shared),

@@ -210,5 +210,6 @@ def _outcome(run: Malformed, before: Footprint | None, after: Footprint | None, 
         "failed": run.failed,
         "wrong": checker.details,
         "last": list(sent.last) if crashed else [],
+        "memory": [footprint.pss for footprint in (before, after) if footprint is not None],
     }
     return Outcome(figures, details)
