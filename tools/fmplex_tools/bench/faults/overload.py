@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from fmplex_tools.bench.stolen import Stolen
 from fmplex_tools.bench.engine.fleet import FleetBase, make_fleet
 from fmplex_tools.bench.engine.fleet_server import machine, workplace
 from fmplex_tools.bench.fair.arena import serve
@@ -31,6 +30,7 @@ from fmplex_tools.bench.fair.bench import Bench, Figure, Outcome, Phase
 from fmplex_tools.bench.fair.isolation import full_batch
 from fmplex_tools.bench.fair.streams import EXPIRED, FAILED, OK, REFUSED, Stream, latencies
 from fmplex_tools.bench.faults.samples import CLIENT, SERVER, Sample, Sampler, as_data
+from fmplex_tools.bench.stolen import Stolen
 
 TOKENS = (8, 16, 24, 32)
 LIGHT_LOAD = 0.3
