@@ -60,11 +60,19 @@ def parse_output_name(name: str) -> tuple[int, str] | None:
     return int(match[1]), match[2]
 
 
-@lru_cache(maxsize=4096)  # every request asks, and those of an ensemble always for the same
 def wanted_sockets(outputs: frozenset[str]) -> Mapping[int, frozenset[str]]:
     """Port → sockets of it among ``outputs``, in the order of ports; names that are no socket's are left out."""
+    return _remembered(outputs) if len(outputs) <= _MOST_REMEMBERED else _wanted(outputs)
+
+
+def _wanted(outputs: frozenset[str]) -> Mapping[int, frozenset[str]]:
     wanted: dict[int, set[str]] = {}
     for name in outputs:
         if (parsed := parse_output_name(name)) is not None:
             wanted.setdefault(parsed[0], set()).add(parsed[1])
     return MappingProxyType({port: frozenset(sockets) for port, sockets in sorted(wanted.items())})
+
+
+_MOST_REMEMBERED = 64
+_remembered = lru_cache(maxsize=1024)(_wanted)
+"""Every request asks, and those of an ensemble always for the same; 5 MB where strangers ask for everything else."""
