@@ -16,6 +16,7 @@ from support.live import wait_for
 from support.served import make_small_repository, run
 from typer.testing import CliRunner
 
+from fmplex_client import Client, InvalidRequest
 from fmplex_tools.health_cli import health
 from fmplex_tools.server.process import ServerOptions, TritonServer, free_ports
 from fmplex_tools.serving import fetch_status
@@ -83,6 +84,12 @@ def test_each_vfm_that_is_named_is_asked(served: ServerOptions) -> None:
     assert (good["ok"], bad["ok"], nobody["ok"]) == (True, False, False)
     assert "vFM 'bad': parameter 'weight' is '0'" in bad["reason"]
     assert "nobody" in nobody["reason"]
+
+
+def test_a_large_body_ends_nobody(served: ServerOptions) -> None:
+    with Client(served.http) as client, pytest.raises(InvalidRequest, match="16777216 bytes long, the limit is 65536"):
+        client.predict("good", ["x" * (16 << 20)])
+    assert examine(served).code == 0
 
 
 def test_engines_that_hang_are_seen_through_a_host_that_tells_its_status(served: ServerOptions) -> None:

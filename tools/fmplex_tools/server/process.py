@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import resource
 import shutil
 import signal
 import socket
@@ -30,6 +31,8 @@ from fmplex_tools.server.secure import Secure
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 LOOPBACK = "127.0.0.1"
+STACK_BYTES = 64 << 20
+"""Of tritonserver's threads: they keep HTTP requests' bodies on their stacks; with 8 MiB a body of 4 MiB ends it."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ class TritonServer:
             text=True,
             errors="replace",
             start_new_session=True,  # Ctrl-C is ours to handle
-            preexec_fn=_die_with_parent,
+            preexec_fn=_before_tritonserver,
         )
         self._reader = threading.Thread(target=self._read, name="tritonserver output", daemon=True)
         self._reader.start()
@@ -236,8 +239,13 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _die_with_parent() -> None:
+def _before_tritonserver() -> None:
+    """In its process: it dies with this one, and its threads have room."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    room = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+    if soft == resource.RLIM_INFINITY or soft < room:  # threads of a process without a limit have 2 MiB
+        resource.setrlimit(resource.RLIMIT_STACK, (room, hard))
 
 
 def check_port_free(host: str, port: int) -> None:
