@@ -117,8 +117,8 @@ class Overload:
         """All phases."""
         rows, count = self.plan.rows, len(self.flooders)
         closed = [Stream(name, TOKENS, rows, in_flight=max(1, WAITING // rows)) for name in self.flooders]
-        rough = self.measure("flooders alone", closed).phase.rate(*self.flooders)
-        share = rough / len(self.names)
+        rough = self.measure("flooders alone", closed)
+        share = rough.phase.rate(*self.flooders) / len(self.names)
         light = [Stream(name, TOKENS, rate=LIGHT_LOAD * share, poisson=True) for name in self.light]
         alone = self.measure("light vFMs alone", light)
         before = self.measure("capacity", light, closed)
@@ -128,14 +128,13 @@ class Overload:
         after = self.measure("capacity again", light, closed)
         return self.outcome(rough, alone, (before, after), flooded)
 
-    def outcome(self, rough: float, alone: Measured, saturated: Sequence[Measured], flooded: Measured) -> Outcome:
+    def outcome(self, rough: Measured, alone: Measured, saturated: Sequence[Measured], flooded: Measured) -> Outcome:
         """Figures and their goals."""
         rates = [one.phase.rate(*self.names) for one in saturated]
-        refused = len(flooded.phase.traffic.of(self.flooders, REFUSED))
-        figures = [Figure("capacity", "flooders alone, before", rough, "rows/s")]
-        figures += [
-            Figure("capacity", title, rate, f"rows/s ({told(one)})")
-            for title, rate, one in zip(("with light vFMs, before", "… after"), rates, saturated, strict=True)
+        titles = ("flooders alone, before", "with light vFMs, before", "… after")
+        figures = [
+            Figure("capacity", title, one.phase.rate(*self.names), f"rows/s ({told(one)})")
+            for title, one in zip(titles, (rough, *saturated), strict=True)
         ]
         figures += self._goodput(rates, saturated, flooded)
         figures += self._light(alone, flooded)
@@ -145,8 +144,8 @@ class Overload:
             for role, micros in cost_of_refusals(saturated, flooded, self.names).items()
         ]
         details = {
-            "rows_per_s": {"flooders alone": rough, "saturated": rates, "overload": flooded.phase.rate(*self.names)},
-            "refused": refused,
+            "rows_per_s": {"saturated": rates, "overload": flooded.phase.rate(*self.names)},
+            "refused": len(flooded.phase.traffic.of(self.flooders, REFUSED)),
             "failures": list(flooded.phase.traffic.failures),
             "processors": {"saturated": [one.spent for one in saturated], "overload": flooded.spent},
             "samples": as_data(flooded.samples),
