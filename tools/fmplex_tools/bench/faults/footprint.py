@@ -21,8 +21,8 @@ SLACK = 2
 class Footprint:
     """What the server's processes take."""
 
-    pss: dict[str, int]
-    """Process, by name and number → bytes, shared pages in parts."""
+    memory: dict[str, int]
+    """Process, by name and number → bytes that are its own: parts of shared pages would change with other servers."""
     threads: int
     files: int
     shared: int
@@ -37,7 +37,7 @@ class Footprint:
         maps = [Path(f"/proc/{one.pid}/maps").read_text() for one in tree]
         shared = {word for text in maps for word in text.split() if word.startswith("/dev/shm/")}
         return cls(
-            {f"{one.name()} {one.pid}": one.memory_full_info().pss for one in tree},
+            {f"{one.name()} {one.pid}": one.memory_full_info().uss for one in tree},
             sum(one.num_threads() for one in tree),
             sum(one.num_fds() for one in tree),
             len(shared),
@@ -46,7 +46,7 @@ class Footprint:
 
 def growth(part: str, before: Footprint, after: Footprint, counted: int) -> list[Figure]:
     """What ``counted`` requests left behind, as figures of ``part``."""
-    was, now = sum(before.pss.values()), sum(after.pss.values())
+    was, now = sum(before.memory.values()), sum(after.memory.values())
     each = (now - was) / max(1, counted)
     figures = [
         Figure(part, "memory of all processes", (now - was) / MEGA, f"MB of {was / MEGA:.0f}"),
