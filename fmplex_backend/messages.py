@@ -6,6 +6,7 @@ Host → engine            answered by
 `PinGeneration`          `GenerationPinned`
 `RunBatch`               `BatchDone`
 `Measure`                `Measured`
+`Ping`                   `Pong`
 (none, on start)         `EngineReady` or `EngineFailed`
 
 An engine that cannot go on closes the socket. Nothing here imports torch or Triton.
@@ -212,3 +213,13 @@ class Measured:
     points: list[Point]
     seconds: float
     """How long it took."""
+
+
+@dataclass(frozen=True)
+class Ping:
+    """Is anybody there? Answered between two batches."""
+
+
+@dataclass(frozen=True)
+class Pong:
+    """Yes."""

@@ -21,7 +21,9 @@ from fmplex_backend.messages import (
     GenerationPinned,
     LoadGeneration,
     Measure,
+    Ping,
     PinGeneration,
+    Pong,
     RunBatch,
 )
 from fmplex_backend.transport import Channel
@@ -78,6 +80,8 @@ def _step(message: object, worker: Worker, device: str) -> Step:
             return lambda: GenerationPinned(number, worker.pin(number, pinned))
         case Measure():
             return lambda: measure(worker.backbone, device, message)
+        case Ping():
+            return Pong
     raise TypeError(f"no message to an engine: {type(message).__name__}")
 
 

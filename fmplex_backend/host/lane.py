@@ -3,7 +3,8 @@
 1. The feeding thread starts the engine and sends it what the desk gives: commands at once, a batch when the one before
    is done, or where ``ahead`` is allowed, shortly before it should be, so that the engine prepares it meanwhile.
 2. The hearing thread takes the answers, which settle batches and commands. It lives as long as the engine's process.
-3. An engine that dies, hangs or answers wrongly takes nothing with it: what it had not answered is given back, and its
+3. An engine without work is asked every second whether it lives (`heartbeat`).
+4. An engine that dies, hangs or answers wrongly takes nothing with it: what it had not answered is given back, and its
    successor gets every live generation before anything else.
 """
 
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 from fmplex_backend.backbones.facts import BackboneFacts
 from fmplex_backend.errors import FMplexError, Unavailable
 from fmplex_backend.host.engine_process import EngineDied, EngineProcess
+from fmplex_backend.host.heartbeat import LISTEN_SECONDS, Heartbeat
 from fmplex_backend.host.log import HostLog, naming
 from fmplex_backend.host.requests import RowTask
 from fmplex_backend.messages import (
@@ -31,7 +33,9 @@ from fmplex_backend.messages import (
     LoadGeneration,
     Measure,
     Measured,
+    Ping,
     PinGeneration,
+    Pong,
     RunBatch,
 )
 from fmplex_backend.scheduling.interface import Batch
@@ -43,8 +47,6 @@ HANG_SECONDS, HANG_FACTOR = 3.0, 20.0
 """A batch hangs that takes longer than so many seconds, and so many times what was predicted…"""
 COLD_SECONDS = 60.0
 """…or, the first one of an engine on a GPU, which loads libraries meanwhile, than these."""
-LISTEN_SECONDS = 0.25
-"""Between two looks whether an answer is overdue."""
 LONGEST_PAUSE = 30.0
 SHORT_LIFE = 1.0
 """Seconds; an engine that dies sooner may do so for ever…"""
@@ -155,6 +157,8 @@ class Lane:
         self._asked: dict[tuple[type, int], Command] = {}
         """Commands that were sent."""
         self._live: dict[int, LoadGeneration] = {}
+        self._sending = threading.Lock()
+        """Both threads send."""
         self._feeding = threading.Thread(target=self._feed, name=f"engine {engine.device}")
         self._hearing: threading.Thread | None = None
 
@@ -224,7 +228,8 @@ class Lane:
 
     def _send(self, message: object) -> None:
         try:
-            self.engine.send(message)
+            with self._sending:
+                self.engine.send(message)
         except EngineDied as error:  # the hearing thread will know too; what was sent is given back then
             self._log(f"{error}")
 
@@ -236,20 +241,37 @@ class Lane:
         self._hearing.start()
 
     def _listen(self) -> None:
+        heart = Heartbeat(time.monotonic())
         try:
             while True:
                 answer = self.engine.receive(LISTEN_SECONDS)
+                now = time.monotonic()
+                if not heart.look(now):
+                    self._forgive(now)
                 if answer is not None:
+                    heart.heard(now)
                     self._take(answer)
-                elif (overdue := self._overdue()) is not None:
+                elif (overdue := self._overdue(heart, now)) is not None:
                     raise EngineDied(f"engine on {self.engine.device}: {overdue}")
+                elif not self.flights and not self._measures and heart.ask(now):
+                    self._send(Ping())
         except EngineDied as error:
             self.died = error
             self._desk.wake()
 
-    def _overdue(self) -> str | None:
+    def _forgive(self, now: float) -> None:
+        """The host was stopped for a while, and its engines with it, maybe: what they owe, they owe from now on."""
+        for command in list(self._asked.values()):
+            command.sent = now
+        for flight in list(self.flights)[:1]:
+            flight.started = now
+
+    @property
+    def _measures(self) -> bool:
+        return any(isinstance(command.message, Measure) for command in list(self._asked.values()))
+
+    def _overdue(self, heart: Heartbeat, now: float) -> str | None:
         """What the engine has owed for too long."""
-        now = time.monotonic()
         for command in list(self._asked.values()):
             if now - command.sent > ANSWER_TIMEOUT:
                 return f"did not answer {type(command.message).__name__} for {ANSWER_TIMEOUT:.0f} s"
@@ -257,6 +279,8 @@ class Lane:
             if (took := now - flight.started) > self._patience(flight):
                 predicted = 1e3 * flight.batch.predicted
                 return f"hangs: no answer for {took:.1f} s to a batch that should take {predicted:.0f} ms"
+        if heart.owed(now) > self._hang_seconds and not self.flights:
+            return f"hangs: no answer for {heart.owed(now):.1f} s to the question whether it lives"
         return None
 
     def _patience(self, flight: Flight) -> float:
@@ -264,6 +288,8 @@ class Lane:
         return max(least, HANG_FACTOR * flight.batch.predicted)
 
     def _take(self, answer: Any) -> None:
+        if isinstance(answer, Pong):
+            return
         if isinstance(answer, BatchDone):
             self._take_batch(answer)
             return

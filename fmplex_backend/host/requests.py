@@ -71,6 +71,8 @@ class RowTask:
     encoded: EncodedRow
     deaths: int = 0
     """Engines that died while they ran it; see `fmplex_backend.host.suspects`."""
+    deaths_alone: int = 0
+    """Of these, while they ran nothing else, and it was a suspect."""
 
     @property
     def concerned(self) -> Concerned:

@@ -3,7 +3,9 @@
 1. The rows of a batch whose engine died while it ran wait again, the first time: most deaths are not their fault.
 2. Rows that have seen a second engine die are suspects: they are run apart from all others, as a **trial**.
 3. A trial whose engine dies too is split in halves, rows of one vFM together; one that ends clears its rows.
-4. A row that is alone in its trial when a third engine dies is convicted.
+4. A row that is alone in its trial when an engine dies is tried once more, since that may have died of something else.
+   It is convicted by the second one.
+5. What is left of a trial is tried before others: a conviction withdraws all rows of its vFM, and spares engines.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ from dataclasses import dataclass
 from fmplex_backend.host.requests import RowTask
 from fmplex_backend.scheduling.interface import Batch, Row, Share
 
-SUSPECT, GUILTY = 2, 3
-"""Engines that have died under a row."""
+SUSPECT = 2
+"""Engines that have died under a row, whatever ran beside it."""
+GUILTY = 2
+"""Engines that have died under a suspect alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +50,23 @@ class Suspects:
             return [], self._try_again(batch)
         again = [row for row in batch.rows if row.payload.deaths < SUSPECT]
         suspects = [row for row in batch.rows if row.payload.deaths >= SUSPECT]
-        self._add(batch, sorted(suspects, key=lambda row: row.vfm))
+        if suspects:
+            self._trials.append(self._trial_of(sorted(suspects, key=lambda row: row.vfm), batch))
         return again, []
 
     def _try_again(self, trial: Trial) -> list[Row]:
         rows = list(trial.rows)
-        if len(rows) == 1 and rows[0].payload.deaths >= GUILTY:
-            return rows
+        if len(rows) == 1:
+            rows[0].payload.deaths_alone += 1
+            if rows[0].payload.deaths_alone >= GUILTY:
+                return rows
         half = (len(rows) + 1) // 2
-        for part in (rows[:half], rows[half:]):
-            self._add(trial, part)
+        parts = [part for part in (rows[:half], rows[half:]) if part]
+        self._trials.extendleft(self._trial_of(part, trial) for part in reversed(parts))
         return []
 
-    def _add(self, batch: Batch, rows: list[Row]) -> None:
-        if rows:
-            self._trials.append(_trial(next(self._numbers), rows, batch.predicted))
+    def _trial_of(self, rows: list[Row], batch: Batch) -> Trial:
+        return _trial(next(self._numbers), rows, batch.predicted)
 
     def next(self, wanted: Callable[[Row], bool]) -> Trial | None:
         """The trial to run now, with those of its rows that are still ``wanted``; None where none is left."""

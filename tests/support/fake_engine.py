@@ -24,8 +24,10 @@ from fmplex_backend.messages import (
     LoadGeneration,
     Measure,
     Measured,
+    Ping,
     PinGeneration,
     Point,
+    Pong,
     RunBatch,
 )
 
@@ -58,6 +60,7 @@ class FakeEngine:
         self.points = [Point(n, 8, 1, 1e-3 + 1e-5 * n * 8) for n in (1, 4)]
         """What it measures."""
         self.measured = 0
+        self.pings = 0
 
     def start(self, timeout: float) -> Any:
         if self.start_errors:
@@ -111,6 +114,9 @@ class FakeEngine:
             assert message.generation in self.live
             (self.pinned.add if message.pinned else self.pinned.discard)(message.generation)
             return GenerationPinned(message.generation, None)
+        if isinstance(message, Ping):
+            self.pings += 1
+            return Pong()
         if isinstance(message, Measure):
             assert not self.live, "measured beside vFMs"
             self.measured += 1

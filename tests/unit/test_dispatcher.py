@@ -24,7 +24,7 @@ from fmplex_backend.host.generations import Generation
 from fmplex_backend.host.lane import MAX_DEATHS
 from fmplex_backend.host.log import HostLog
 from fmplex_backend.host.requests import Ask, Member, Pending, RowTask
-from fmplex_backend.messages import BatchDone, DropGeneration, LoadGeneration, Point, RunBatch
+from fmplex_backend.messages import BatchDone, DropGeneration, LoadGeneration, Point, Pong, RunBatch
 from fmplex_backend.repository.artifact import Artifact, BackboneRef
 from fmplex_backend.scheduling.cost import CostModel
 from fmplex_backend.scheduling.fifo import FifoQueue
@@ -173,7 +173,7 @@ def test_a_vfm_whose_row_kills_engines_is_quarantined_alone(host: Host, engine: 
     with pytest.raises(Quarantined, match="vFM 'a'"):
         host.request((a, 1))
     assert values(host.reply(host.request((b, 2)))) == {"port2.vector": [2, 2]}
-    assert engine.starts == died <= 1 + 5
+    assert engine.starts == died <= 1 + 7
     assert (a.rows, b.rows) == (0, 0)
     (line,) = (line for line in host.log if line.startswith("quarantined: "))
     assert line.endswith("; the row is of request 'a1 b1' of vFM 'a' version 1")
@@ -210,6 +210,13 @@ def test_engines_that_die_of_themselves_cost_no_row(host: Host, engine: FakeEngi
     assert engine.starts == 3
     assert counted(host, "fmplex_rows_total", "served") == {"a": 3, "b": 1}
     assert (a.rows, b.rows) == (0, 0)
+
+
+def test_an_engine_that_dies_of_something_else_convicts_no_suspect(host: Host, engine: FakeEngine) -> None:
+    a = host.vfm("a", 1)
+    engine.deaths += [dies_on(RunBatch)] * 3  # twice with it, and once while it is tried
+    assert values(host.reply(host.request((a, 1)))) == {"port1.vector": [1]}
+    assert engine.starts == 4
 
 
 def test_a_suspect_whose_time_is_over_is_not_run(host: Host, engine: FakeEngine) -> None:
@@ -262,6 +269,28 @@ def test_an_engine_that_hangs_is_ended(tmp_path: Path, engine: FakeEngine) -> No
         host.dispatcher.stop()
     assert engine.starts >= 2
     assert any("hangs: no answer for " in line for line in host.log)
+
+
+def test_an_idle_engine_that_hangs_is_ended_before_anybody_asks(tmp_path: Path, engine: FakeEngine) -> None:
+    received, silent = engine.receive, threading.Event()
+
+    def receive(timeout: float) -> Any:
+        answer = received(timeout)
+        return None if silent.is_set() and isinstance(answer, Pong) else answer
+
+    engine.receive = receive  # type: ignore[method-assign]
+    host = Host(tmp_path, [engine], hang_seconds=0.5)
+    host.dispatcher.start()
+    try:
+        wait_for(lambda: engine.pings > 1, 10, "pings that are answered")
+        assert engine.starts == 1
+        silent.set()
+        wait_for(lambda: engine.starts > 1, 10, "another engine")
+        silent.clear()
+        assert values(host.reply(host.request((host.vfm("a", 1), 1)))) == {"port1.vector": [1]}
+    finally:
+        host.dispatcher.stop()
+    assert any("to the question whether it lives" in line for line in host.log)
 
 
 def test_a_batch_that_does_not_fit_makes_the_next_ones_smaller(host: Host, engine: FakeEngine) -> None:
@@ -594,7 +623,7 @@ def test_what_the_meter_is_told(host: Host, engine: FakeEngine) -> None:
     assert counted(host, "fmplex_running_rows") == {"a": 2}
     engine.gate.set()
     host.reply(running)
-    engine.deaths += [dies_on(RunBatch)] * (deaths := 4)  # the two rows together twice and apart, then one of them
+    engine.deaths += [dies_on(RunBatch)] * (deaths := 5)  # the two rows together thrice, one of them twice alone
     host.reply(host.request((b, 2)))
     wait_for(lambda: engine.starts == 1 + deaths, 5, "a new engine")
     assert counted(host, "fmplex_weight") == {"a": 2, "b": 1}

@@ -14,7 +14,7 @@ from fmplex_backend import errors
 from fmplex_backend.host.counts import FM_SERIES, VFM_SERIES
 from fmplex_backend.host.lane import HANG_FACTOR
 from fmplex_backend.host.log import MOST_LINES, QUIET_SECONDS
-from fmplex_backend.host.suspects import GUILTY
+from fmplex_backend.host.suspects import GUILTY, SUSPECT
 from fmplex_backend.repository import golden
 from fmplex_backend.repository.artifact import EncoderSpec
 from fmplex_backend.repository.config import FMSettings, Policy
@@ -81,7 +81,7 @@ BOUNDS: dict[str, tuple[Any, ...]] = {
     "rows in one": (SETTINGS.max_batch_rows,),
     "adapters in one": (SETTINGS.adapter_slots,),
     "seconds for one": (SETTINGS.hang_seconds, HANG_FACTOR),
-    "engines that die under a row": (GUILTY,),
+    "engines that die under a row": (SUSPECT, GUILTY),
     "vFMs of a physical FM": (SETTINGS.ports, 16384),
     "rank of an adapter": (SETTINGS.max_adapter_rank,),
     "MB of adapters in an engine's host memory": (SETTINGS.adapter_memory_mb,),
