@@ -13,7 +13,7 @@ from fmplex_tools.bench.faults.malformed_http import HTTP_KINDS, good_body, path
 
 GOOD = {post(path_of("vfm"), json.dumps(good_body("good film")).encode())}
 GOOD.add(good_request("vfm", "good film").SerializeToString())
-KINDS = [*HTTP_KINDS.items(), *GRPC_KINDS.items()]
+KINDS = [(kind, make) for kind, make in (*HTTP_KINDS.items(), *GRPC_KINDS.items()) if not kind.startswith("too ")]
 TIMES = 200
 
 

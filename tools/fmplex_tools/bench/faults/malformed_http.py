@@ -12,6 +12,8 @@ from typing import Any
 from fmplex_tools.bench.faults.mutations import NUMBERS, PIECES, TEXTS, damage_bytes, damage_json
 
 OUTPUTS = ("logits", "info")
+DEEPEST_JSON = 10_000
+"""Of what is not `_too_deep`."""
 BOMB_BYTES = 8 << 20
 """Of a gzip bomb once it has gone off."""
 _ODD_BYTES = (b"\xff\xfe", b"\xed\xa0\x80", b"\xc0\x80", b"\xf8\x88\x80\x80\x80", b"\x80")
@@ -188,7 +190,6 @@ def _compressed(chance: random.Random, vfm: str, text: str) -> bytes:
 
 
 _BOMB = gzip.compress(b" " * BOMB_BYTES)
-DEEPEST_JSON = 1_000
 
 
 def _chunked(chance: random.Random, vfm: str, text: str) -> bytes:
@@ -198,6 +199,16 @@ def _chunked(chance: random.Random, vfm: str, text: str) -> bytes:
     chunks = b"".join(size.encode() + b"\r\n" + part + b"\r\n" for size, part in zip(sizes, parts, strict=True))
     lines = f"POST {path_of(vfm)} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
     return lines.encode() + chunks + chance.choice((b"0\r\n\r\n", b"", b"0\r\n", chance.choice(PIECES)))
+
+
+def _too_deep(chance: random.Random, vfm: str, text: str) -> bytes:
+    body = json.dumps(good_body(text)).encode()
+    return post(path_of(vfm), body.replace(json.dumps([text]).encode(), b"[" * 100_000 + b"]" * 100_000))
+
+
+def _too_many_chunks(chance: random.Random, vfm: str, text: str) -> bytes:
+    lines = f"POST {path_of(vfm)} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return lines.encode() + b"1\r\n \r\n" * 2_000_000 + b"0\r\n\r\n"
 
 
 HTTP_KINDS: dict[str, HttpKind] = {
@@ -219,6 +230,8 @@ HTTP_KINDS: dict[str, HttpKind] = {
     "cut off": _cut_off,
     "wrong Content-Length": _wrong_length,
     "chunked": _chunked,
+    "too deep": _too_deep,
+    "too many chunks": _too_many_chunks,
 }
 INCOMPLETE = frozenset({"damaged HTTP", "cut off", "wrong Content-Length", "chunked", "wrong addresses"})
 """Kinds of which a server may wait for more than is sent: the client closes its half of the connection behind them."""
