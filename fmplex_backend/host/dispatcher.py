@@ -57,18 +57,17 @@ class Dispatcher:
         *,
         slots: int = 64,
         ahead: bool = False,
-        max_batch_rows: int = 64,
         hang_seconds: float = HANG_SECONDS,
     ) -> None:
         """``slots``: adapters that an engine holds at a time; ``ahead``: send a batch while another one runs.
 
-        ``max_batch_rows``: that ``queue`` puts into a batch at most. ``hang_seconds``: see `Lane`.
+        ``hang_seconds``: see `Lane`.
         """
         self._slots = slots
         self._pinned = 0
         """Adapters that keep their slots."""
         self._queue = queue
-        self._room = Room(max_batch_rows)
+        self._room = Room(queue.max_batch_rows)
         self._suspects = Suspects()
         self._lanes = [Lane(engine, self, log, ahead=ahead, hang_seconds=hang_seconds) for engine in engines]
         self._finished = finished

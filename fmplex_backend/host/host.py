@@ -67,7 +67,6 @@ class FMHost:
             log,
             slots=slots,
             ahead=ahead,
-            max_batch_rows=self.settings.max_batch_rows,
             hang_seconds=self.settings.hang_seconds,
         )
         self._threads: list[threading.Thread] = []

@@ -151,6 +151,9 @@ class AllFull(Rejected):
 class Queue(ABC):
     """The contract. A row ends in exactly one of served, rejected, expired, cancelled."""
 
+    max_batch_rows: int
+    """That a batch has at most."""
+
     @abstractmethod
     def add_vfm(self, vfm: str, policy: VfmPolicy, now: float) -> None:
         """Make ``vfm`` known. Raises ValueError where it is known already."""

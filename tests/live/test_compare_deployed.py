@@ -36,9 +36,9 @@ def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Arr
 
 
 @pytest.mark.parametrize("name", [name for name in DEPLOYMENTS if name != "fifo"])  # FMplex but for the policy
-def test_it_answers_as_plain_peft(tmp_path: Path, source: Path, expected: list[Array], name: str) -> None:
+def test_it_answers_as_plain_peft(source: Path, expected: list[Array], name: str) -> None:
     adds = name in ("fmplex", "spatial")
-    with start(DEPLOYMENTS[name], tmp_path, source, FM, 1 if adds else 2) as started:
+    with start(DEPLOYMENTS[name], source, FM, 1 if adds else 2) as started:
         used = started.cpu_seconds()
         assert 0 < started.ready_seconds < 120
         assert started.memory() > 50e6

@@ -56,7 +56,6 @@ class Host:
             HostLog(self.log.append),
             slots=8,
             ahead=ahead,
-            max_batch_rows=max_batch_rows,
             hang_seconds=hang_seconds,
         )
 

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import subprocess
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -214,12 +213,7 @@ def agree(plan: Plan, progress: Progress) -> Agreement:
     with Progress(*progress_columns(), console=err, transient=True, disable=True) as quiet:
         binary = perf_analyzer(quiet)
     line = progress.add_task("our load generator and perf_analyzer by turns", total=1.0)
-    with (
-        tempfile.TemporaryDirectory(prefix="fmplex-bench-") as folder,
-        start(
-            DEPLOYMENTS[OURS], Path(folder), plan.source, plan.fm, 1, seed=plan.seed, threads=plan.threads
-        ) as started,
-    ):
+    with start(DEPLOYMENTS[OURS], plan.source, plan.fm, 1, seed=plan.seed, threads=plan.threads) as started:
         found = closed_agreement(
             started.url, started.repository.models[0], binary, seed=plan.seed,
             on_tick=lambda part: progress.update(line, completed=part),

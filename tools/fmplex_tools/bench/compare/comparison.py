@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from rich.progress import Progress, TaskID
@@ -69,16 +68,9 @@ class Comparison:
         except FMplexError as error:
             self.record.failures.append(Failure(name, tasks, number, str(error)))
 
-    @contextlib.contextmanager
-    def _started(self, name: str, tasks: int) -> Iterator[Started]:
+    def _started(self, name: str, tasks: int) -> AbstractContextManager[Started]:
         plan = self.plan
-        with (
-            tempfile.TemporaryDirectory(prefix="fmplex-bench-") as folder,
-            start(
-                DEPLOYMENTS[name], Path(folder), plan.source, plan.fm, tasks, seed=plan.seed, threads=plan.threads
-            ) as started,
-        ):
-            yield started
+        return start(DEPLOYMENTS[name], plan.source, plan.fm, tasks, seed=plan.seed, threads=plan.threads)
 
     def _stand(self, name: str, tasks: int, line: TaskID) -> None:
         """What a deployment is without load, while no other one runs; of the reference also the most it can do."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,18 +88,9 @@ def _try(name: str, target: Target, tasks: int, before: list[Trial]) -> Trial:
         why = f"it would take about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} are there"
         return Trial(tasks, False, None, round(needed), 0.0, why)
     try:
-        with (
-            tempfile.TemporaryDirectory(prefix="fmplex-bench-") as folder,
-            start(
-                DEPLOYMENTS[name],
-                Path(folder),
-                target.source,
-                target.fm,
-                tasks,
-                seed=target.seed,
-                threads=target.threads,
-            ) as started,
-        ):
+        with start(
+            DEPLOYMENTS[name], target.source, target.fm, tasks, seed=target.seed, threads=target.threads
+        ) as started:
             return _load(started, target, tasks)
     except FMplexError as error:
         return Trial(tasks, False, None, 0, 0.0, str(error))

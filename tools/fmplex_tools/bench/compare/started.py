@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -132,13 +133,14 @@ class Started:
 
 @contextmanager
 def start(
-    deployment: Deployment, folder: Path, source: Path, fm: str, tasks: int, *, seed: int = 0, threads: int = 0
+    deployment: Deployment, source: Path, fm: str, tasks: int, *, seed: int = 0, threads: int = 0
 ) -> Iterator[Started]:
-    """Make the deployment's repository in ``folder`` and serve it on free ports, every model warm.
+    """Make the deployment's repository in a folder for the time being and serve it on free ports, every model warm.
 
     Arguments as of `Deployment.write`, whose errors are raised too. Raises `EngineFailure` where a model does not come.
     """
     with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fmplex-bench-")))
         device = fm_settings(source / fm).engines.partition(",")[0]
         fences = stack.enter_context(make_fences(tasks, device)) if deployment.fenced else None
         members = fences.members if fences else []
