@@ -188,7 +188,13 @@ def search(target: Target, progress: Progress) -> dict[str, list[Trial]]:
     """How many tasks FMplex and private copies can have."""
     line = progress.add_task("how many tasks fit", total=None)
     found = {
-        name: most_tasks(name, target, first, lambda what: progress.update(line, description=f"how many fit: {what}"))
+        name: most_tasks(
+            name,
+            target,
+            first,
+            lambda what: progress.update(line, description=f"how many fit: {what}"),
+            lambda told: err.print(told, highlight=False),
+        )
         for name, first in FIRST.items()
     }
     progress.remove_task(line)
