@@ -180,7 +180,7 @@ def machine(fits: int) -> object:
 @pytest.mark.parametrize(("fits", "tried", "found"), [(37, [8, 16, 32, 64, 48, 40], 32), (5, [8, 4, 6], 4)])
 def test_the_search(monkeypatch: pytest.MonkeyPatch, fits: int, tried: list[int], found: int) -> None:
     monkeypatch.setattr(search, "_try", machine(fits))
-    trials = most_tasks("fmplex", TARGET, 8, lambda what: None)
+    trials = most_tasks("fmplex", TARGET, 8, print, print)
     assert [trial.tasks for trial in trials] == tried
     largest = best(trials)
     assert largest is not None
@@ -190,7 +190,7 @@ def test_the_search(monkeypatch: pytest.MonkeyPatch, fits: int, tried: list[int]
 
 def test_the_search_ends_at_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "_try", machine(10**6))
-    trials = most_tasks("fmplex", TARGET, 300, lambda what: None)
+    trials = most_tasks("fmplex", TARGET, 300, print, print)
     assert [trial.tasks for trial in trials] == [300, 600, 1000]
 
 
