@@ -31,6 +31,8 @@ from fmplex_tools.server.secure import Secure
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 LOOPBACK = "127.0.0.1"
+_SHARED_MEMORY = Path("/dev/shm")
+_STUB = "triton_python_backend_stub"
 STACK_BYTES = 64 << 20
 """Of tritonserver's threads: they keep HTTP requests' bodies on their stacks; with 8 MiB a body of 4 MiB ends it."""
 
@@ -119,6 +121,8 @@ class TritonServer:
         self._tail: deque[str] = deque(maxlen=40)
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
+        self._segments: set[Path] = set()
+        """Shared memory of its stubs, which nobody removes who was killed."""
 
     @property
     def pid(self) -> int:
@@ -192,16 +196,30 @@ class TritonServer:
         """SIGTERM, wait for requests in flight, then make sure that no process of the tree is left."""
         if self._process is not None and self._process.poll() is None:
             tree = self._tree()
+            self.note_segments()
             self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(self.options.drain_seconds + 10)
             self._kill(tree)
         self.kill()
 
+    def note_segments(self) -> None:
+        """Look which shared memory its stubs have: when somebody has killed tritonserver, nobody can tell any more."""
+        for process in self._tree():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if process.name() in _STUB:  # the kernel keeps 15 letters of a name
+                    self._segments |= {
+                        path for word in process.cmdline() if (path := _SHARED_MEMORY / Path(word).name).is_file()
+                    }
+
     def kill(self) -> None:
-        """End it at once, with every process of its tree."""
+        """End it at once, with every process of its tree and the shared memory of its stubs."""
+        self.note_segments()
         if self._process is not None:
             self._kill(self._tree())
+        for segment in self._segments:
+            segment.unlink(missing_ok=True)
+        self._segments.clear()
         if self._reader is not None:
             self._reader.join(timeout=5)
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -216,7 +234,7 @@ class TritonServer:
             psutil.wait_procs(tree, timeout=5)
 
     def _tree(self) -> list[psutil.Process]:
-        if self.exit_code is not None:  # its number may be another process's by now
+        if self._process is None or self.exit_code is not None:  # its number may be another process's by now
             return []
         with contextlib.suppress(psutil.NoSuchProcess):
             root = psutil.Process(self.pid)

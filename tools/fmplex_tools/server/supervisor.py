@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-
-import psutil
 
 from fmplex_backend.errors import FMplexError
 from fmplex_backend.repository.layout import physical_fms
@@ -26,8 +22,6 @@ GOOD_LIFE = 60.0
 """Seconds; one that ends sooner is followed by a pause before the next, twice as long each time…"""
 LONGEST_PAUSE = 60.0
 """…up to this."""
-_SHARED_MEMORY = Path("/dev/shm")
-_STUB = "triton_python_backend_stub"
 
 
 class Supervisor:
@@ -40,15 +34,13 @@ class Supervisor:
         self._fms: list[str] = []
         """Physical FMs that serve; one whose files are broken is nobody's trouble."""
         self._ready_at = 0.0
-        self._regions: set[Path] = set()
-        """Shared memory of the server's stubs, which nobody removes who was killed."""
 
     def start(self, stop: threading.Event) -> None:
         """Start the server; returns when it is ready, or ``stop`` is set. Raises `EngineFailure`."""
         self.server.start()
         self.server.wait_ready(self._timeout, stop)
         self._ready_at = time.monotonic()
-        self._note_regions()
+        self.server.note_segments()
         self._fms = [fm for fm in physical_fms(self.server.options.repository) if self._serves(fm)]
 
     def _serves(self, fm: str) -> bool:
@@ -62,7 +54,7 @@ class Supervisor:
         """Until ``stop`` is set."""
         failures = 0
         while not stop.wait(LOOK_SECONDS):
-            self._note_regions()
+            self.server.note_segments()
             if self.server.exit_code is not None:
                 what = f"tritonserver ended by itself with code {self.server.exit_code}"
             elif (found := self._trouble()) is None:
@@ -85,7 +77,7 @@ class Supervisor:
         pause = 0.0 if time.monotonic() - self._ready_at > GOOD_LIFE else 1.0
         while True:
             self._say(f"{what}; starting another one" + (f" in {pause:.0f} s" if pause else ""))
-            self._end()
+            self.server.kill()
             if stop.wait(pause):
                 return
             begun = time.monotonic()
@@ -98,20 +90,6 @@ class Supervisor:
             if not stop.is_set():
                 self._say(f"tritonserver is ready again after {time.monotonic() - begun:.1f} s")
             return
-
-    def _end(self) -> None:
-        self.server.kill()
-        for region in self._regions:
-            region.unlink(missing_ok=True)
-        self._regions.clear()
-
-    def _note_regions(self) -> None:
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            for process in psutil.Process(self.server.pid).children():
-                if process.name() in _STUB:  # the kernel keeps 15 letters of a name
-                    self._regions |= {
-                        path for word in process.cmdline() if (path := _SHARED_MEMORY / Path(word).name).is_file()
-                    }
 
     def stop(self) -> None:
         """Let the server answer what is in flight, and end it with every process of it."""
