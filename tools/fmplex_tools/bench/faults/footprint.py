@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from fmplex_tools.bench.fair.arena import Arena
 from fmplex_tools.bench.fair.bench import Figure
 
 LEAK_GOAL = 200.0
-"""Bytes a request; if anything were kept of each of them it would be more."""
+"""Bytes a request of what takes requests in; if anything were kept of each of them it would be more."""
+ROLES = {"tritonserver": "tritonserver", "triton_python_backend_stub": "host"}
+"""A process's name → what it is; the others are engines and what they were forked from."""
 SLACK = 2
 """Threads and open files that may come and go."""
 
@@ -27,6 +30,13 @@ class Footprint:
     files: int
     shared: int
     """Files of shared memory that are mapped."""
+
+    def by_role(self) -> Counter[str]:
+        """Bytes of tritonserver, host and engines."""
+        found: Counter[str] = Counter()
+        for process, size in self.memory.items():
+            found[ROLES.get(process.split()[0], "engines")] += size
+        return found
 
     @classmethod
     def of(cls, made: Arena) -> Footprint:
@@ -46,12 +56,14 @@ class Footprint:
 
 def growth(part: str, before: Footprint, after: Footprint, counted: int) -> list[Figure]:
     """What ``counted`` requests left behind, as figures of ``part``."""
-    was, now = sum(before.memory.values()), sum(after.memory.values())
-    each = (now - was) / max(1, counted)
-    figures = [
-        Figure(part, "memory of all processes", (now - was) / MEGA, f"MB of {was / MEGA:.0f}"),
-        Figure(part, "… for each request", each, "bytes", f"≤ {LEAK_GOAL:g}", each <= LEAK_GOAL),
-    ]
+    figures = []
+    was, now = before.by_role(), after.by_role()
+    for role in was:
+        more = now[role] - was[role]
+        figures.append(Figure(part, f"memory of {role}", more / MEGA, f"MB of {was[role] / MEGA:.0f}"))
+        if role in ROLES.values():
+            each = more / max(1, counted)
+            figures.append(Figure(part, "… for each request", each, "bytes", f"≤ {LEAK_GOAL:g}", each <= LEAK_GOAL))
     for name, old, new in (
         ("threads", before.threads, after.threads),
         ("open files", before.files, after.files),
