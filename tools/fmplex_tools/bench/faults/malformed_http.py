@@ -179,17 +179,21 @@ def _address(chance: random.Random, vfm: str, text: str) -> bytes:
 def _unknown_encoding(chance: random.Random, vfm: str, text: str) -> bytes:
     body = json.dumps(good_body(text)).encode()
     encoding = chance.choice(("br", "zstd", "gzip, gzip", "identity, br", "x" * 1000, ""))
-    return post(path_of(vfm), chance.choice((body, gzip.compress(body))), {"Content-Encoding": encoding})
+    return post(path_of(vfm), chance.choice((body, _gzip(body))), {"Content-Encoding": encoding})
+
+
+def _gzip(content: bytes) -> bytes:
+    return gzip.compress(content, mtime=0)  # the same bytes at any time
 
 
 def _compressed(chance: random.Random, vfm: str, text: str) -> bytes:
     body = json.dumps(good_body(text)).encode()
-    packed = gzip.compress(body)
-    odd = (body, packed[:-4], damage_bytes(packed, chance), gzip.compress(b""), b"", gzip.compress(packed), _BOMB)
+    packed = _gzip(body)
+    odd = (body, packed[:-4], damage_bytes(packed, chance), _gzip(b""), b"", _gzip(packed), _BOMB)
     return post(path_of(vfm), chance.choice(odd), {"Content-Encoding": chance.choice(("gzip", "deflate"))})
 
 
-_BOMB = gzip.compress(b" " * BOMB_BYTES)
+_BOMB = _gzip(b" " * BOMB_BYTES)
 
 
 def _chunked(chance: random.Random, vfm: str, text: str) -> bytes:
