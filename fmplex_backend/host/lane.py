@@ -257,7 +257,9 @@ class Lane:
                     self._send(Ping())
         except EngineDied as error:
             self.died = error
-            self._desk.wake()
+        except Exception as error:  # a defect of ours: else nobody would hear this engine, and its rows wait for ever
+            self.died = EngineDied(f"defect: {type(error).__name__}: {error}; engine on {self.engine.device} is ended")
+        self._desk.wake()
 
     def _forgive(self, now: float) -> None:
         """The host was stopped for a while, and its engines with it, maybe: what they owe, they owe from now on."""

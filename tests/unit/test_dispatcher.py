@@ -270,6 +270,17 @@ def test_an_engine_that_hangs_is_ended(tmp_path: Path, engine: FakeEngine) -> No
     assert any("hangs: no answer for " in line for line in host.log)
 
 
+def test_a_defect_of_ours_ends_the_engine_and_not_the_hearing(host: Host, engine: FakeEngine) -> None:
+    def answer(message: RunBatch) -> BatchDone:
+        engine.answer = answer_all
+        raise ZeroDivisionError("of ours")
+
+    engine.answer = answer
+    assert values(host.reply(host.request((host.vfm("a", 1), 1)))) == {"port1.vector": [1]}
+    assert engine.starts == 2
+    assert any(line.startswith("defect: ZeroDivisionError: of ours; ") for line in host.log)
+
+
 def test_an_idle_engine_that_hangs_is_ended_before_anybody_asks(tmp_path: Path, engine: FakeEngine) -> None:
     received, silent = engine.receive, threading.Event()
 

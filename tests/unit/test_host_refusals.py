@@ -13,6 +13,7 @@ from fmplex_backend.encoders.text import TextEncoder
 from fmplex_backend.errors import EngineFailure, FMplexError, NotFound, Unavailable
 from fmplex_backend.host.host import FMHost
 from fmplex_backend.host.intake import Intake
+from fmplex_backend.host.log import HostLog
 from fmplex_backend.host.requests import Ask, Reply
 from fmplex_backend.repository.config import FMSettings
 
@@ -25,10 +26,9 @@ class Asked:
         site.registry.scan(settled=True)
         assert site.engine.facts is not None
         self.log: list[str] = []
-        self.host = FMHost(site.repository, "minilm", self.log.append, settings=FMSettings(backbone="tiny", ports=16))
-        self.host._intake = Intake(
-            "minilm", TextEncoder(site.engine.facts), site.registry, site.dispatcher, self.log.append
-        )
+        log = HostLog(self.log.append)
+        self.host = FMHost(site.repository, "minilm", log, settings=FMSettings(backbone="tiny", ports=16))
+        self.host._intake = Intake("minilm", TextEncoder(site.engine.facts), site.registry, site.dispatcher, log)
         self.engine = site.engine
         self.replies: list[Reply] = []
 
