@@ -14,13 +14,13 @@ import pytest
 
 from fmplex_tools.bench.engine.churn_chaos import Placed
 from fmplex_tools.bench.fair.bench import Figure, Phase
-from fmplex_tools.bench.fair.meters import Reading
 from fmplex_tools.bench.fair.streams import OK, REFUSED, REQUEST, ROW, Stream, Traffic
 from fmplex_tools.bench.faults.killer import Killer
 from fmplex_tools.bench.faults.overload import Measured, bounded, cost_of_refusals
 from fmplex_tools.bench.faults.samples import CLIENT, SERVER, Held, Sample, as_data, medians
 from fmplex_tools.bench.faults.soak import SoakErrors
 from fmplex_tools.bench.faults.soak_report import FEW, flatness
+from fmplex_tools.top.scrape import FmScrape
 
 
 def sample(at: float, *, pss: float = 100.0, threads: int = 10, seconds: float = 0.0, segments: int = 3) -> Sample:
@@ -64,7 +64,7 @@ def measured(spent: float, answered: int, refused: int) -> Measured:
     outcomes = [OK] * answered + [REFUSED] * refused
     requests = np.array([(0, 0, 0, at, 8, outcome) for at, outcome in zip(ends, outcomes, strict=True)], REQUEST)
     traffic = Traffic((Stream("a"),), requests, np.empty(0, ROW))
-    phase = Phase(traffic, 0.0, 10.0, Reading(0.0, {}), Reading(10.0, {}))
+    phase = Phase(traffic, 0.0, 10.0, FmScrape(), FmScrape())
     return Measured(phase, [sample(0.0, seconds=5.0), sample(10.0, seconds=5.0 + spent)], 0.0)
 
 
