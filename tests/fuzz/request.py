@@ -19,6 +19,7 @@ from fmplex_backend.host.access import TOKEN, token_hash, token_in
 from fmplex_backend.host.dispatcher import Dispatcher
 from fmplex_backend.host.generations import Generation
 from fmplex_backend.host.intake import Intake, is_status
+from fmplex_backend.host.log import HostLog
 from fmplex_backend.host.requests import Ask, Pending, Reply, RowTask
 from fmplex_backend.host.routes import Blocked, Route, Serving
 from fmplex_backend.messages import BatchDone, GroupAnswer
@@ -81,7 +82,7 @@ def check(data: bytes, folder: Path) -> None:
         dispatcher.set_policy(vfm, VfmPolicy(max_queue_size=16), new=True)
     site: Any = _Site()
     try:
-        Intake("small", _encoder(), site, dispatcher, lambda line: line.encode()).take(read)
+        Intake("small", _encoder(), site, dispatcher, HostLog(lambda line: line.encode())).take(read)
     except FMplexError as error:
         check_told(error)
         assert not finished
