@@ -77,8 +77,10 @@ def test_a_timeout_that_no_thread_can_wait_for_is_none(asked: Asked) -> None:
     replies: queue.Queue[Reply] = queue.Queue()
     text = np.array([[b"good"]], dtype=object)
     asked.site.engine.gate.clear()
-    for timeout in (None, (2**64 - 1) / 1e6, 0.02):  # the first keeps the engine busy
+    for timeout in (None, (2**64 - 1) / 1e6, 0.02):
         asked.intake.take(Ask(frozenset({"port1.vector"}), {"text": text}, replies.put, timeout))
+        if timeout is None:  # it keeps the engine busy
+            assert asked.site.engine.entered.acquire(timeout=10)
     assert isinstance(replies.get(timeout=10), DeadlineExceeded)
     asked.site.engine.gate.set()
     assert [type(replies.get(timeout=10)) for _ in range(2)] == [dict, dict]
