@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from fmplex_backend.host.intake import Intake, is_status
 from fmplex_backend.host.log import HostLog
 from fmplex_backend.host.metrics import Snapshot
 from fmplex_backend.host.registry import Registry
-from fmplex_backend.host.requests import Ask, Pending, Reply
+from fmplex_backend.host.requests import Ask, Pending
 from fmplex_backend.owned_folder import OwnedFolder
 from fmplex_backend.repository.config import FMSettings, fm_settings
 from fmplex_backend.repository.sockets import STATUS_OUTPUT
@@ -133,7 +134,7 @@ class FMHost:
             if is_status(ask):
                 status = json.dumps(self.status()).encode()
                 rows = len(next(iter(ask.inputs.values()), [b""]))
-                self._reply(ask.respond, {STATUS_OUTPUT: np.array([[status]] * rows, dtype=object)})
+                self._replies.put(partial(ask.respond, {STATUS_OUTPUT: np.array([[status]] * rows, dtype=object)}))
             else:
                 self._intake.take(ask)
         except FMplexError as error:
@@ -184,9 +185,6 @@ class FMHost:
                 self._log.ended([request.failed.concerned], request.error)
             vfms = dict.fromkeys(row.vfm for row in request.rows)  # golden rows are under no vFM's name
             self._dispatcher.meter.answered(vfms, outcome, time.monotonic() - request.arrived)
-
-    def _reply(self, respond: Callable[[Reply], None], reply: Reply) -> None:
-        self._replies.put(lambda: respond(reply))
 
     def _send(self) -> None:
         while (reply := self._replies.get()) is not None:

@@ -15,12 +15,10 @@ GENERATOR = "fmplex_tools.bench.fair.generator"
 
 def spent(made: Arena) -> Spent:
     """What each role has taken so far."""
-    status = made.status()
-    host = psutil.Process(status["host_pid"])
-    server = next(parent for parent in host.parents() if parent.name().startswith("tritonserver"))
+    server, host = made.processes()
     clients = [child for child in psutil.Process().children() if GENERATOR in child.cmdline()]
     roles = {
-        "engine": [psutil.Process(pid) for pid in status["engine_pids"]],
+        "engine": [psutil.Process(pid) for pid in made.status()["engine_pids"]],
         "host": [host],
         "tritonserver": [server],
         "client": clients,

@@ -29,8 +29,7 @@ def memory(made: Arena) -> dict[str, dict[str, float]]:
     ``host``, ``server``, and ``engine``: all of them, with the process that they were forked from.
     """
     status = made.status()
-    host = psutil.Process(status["host_pid"])
-    server = next(parent for parent in host.parents() if parent.name().startswith("tritonserver"))
+    server, host = made.processes()
     engines = [pid for pid in (*status["engine_pids"], status["fork_server_pid"]) if pid is not None]
     roles = {"host": [host.pid], "engine": engines, "server": [server.pid]}
     found = {role: [psutil.Process(pid).memory_full_info() for pid in pids] for role, pids in roles.items()}

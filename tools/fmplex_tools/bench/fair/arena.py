@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
@@ -47,6 +48,11 @@ class Arena:
     def status(self) -> dict[str, Any]:
         """What the physical FM says of itself."""
         return fetch_status(self.options.http, self.fm, timeout=30)
+
+    def processes(self) -> tuple[psutil.Process, psutil.Process]:
+        """tritonserver, and the host of the physical FM."""
+        host = psutil.Process(self.status()["host_pid"])
+        return next(parent for parent in host.parents() if parent.name().startswith("tritonserver")), host
 
     def policies(self) -> dict[str, dict[str, Any]]:
         """The policy of each vFM that is served."""

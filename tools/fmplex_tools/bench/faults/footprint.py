@@ -6,8 +6,6 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from fmplex_tools.bench.engine.fleet_server import MEGA
 from fmplex_tools.bench.fair.arena import Arena
 from fmplex_tools.bench.fair.bench import Figure
@@ -41,8 +39,7 @@ class Footprint:
     @classmethod
     def of(cls, made: Arena) -> Footprint:
         """Now."""
-        host = psutil.Process(made.status()["host_pid"])
-        server = next(parent for parent in host.parents() if parent.name().startswith("tritonserver"))
+        server, _ = made.processes()
         tree = [server, *server.children(recursive=True)]
         maps = [Path(f"/proc/{one.pid}/maps").read_text() for one in tree]
         shared = {word for text in maps for word in text.split() if word.startswith("/dev/shm/")}

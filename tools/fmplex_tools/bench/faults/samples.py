@@ -64,8 +64,7 @@ class Sampler:
     def __init__(self, made: Arena, every: float) -> None:
         """The host must live as long; engines may die at any time."""
         self._every = every
-        self._host = psutil.Process(made.status()["host_pid"])
-        self._server = next(parent for parent in self._host.parents() if parent.name().startswith("tritonserver"))
+        self._server, self._host = made.processes()
         self.samples: list[Sample] = []
 
     def __call__(self, now: float) -> None:

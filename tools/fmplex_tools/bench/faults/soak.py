@@ -6,7 +6,7 @@ is compared with what the version that its ``info`` names answers alone. Beside 
 1. engines are killed, aborted and stopped, or have a simulated fault;
 2. now and then a vFM is asked for far more than its queue holds: what has no room must be told when to come again;
 3. a vFM of its own sends a row that ends engines, is quarantined and released, and must be served again (no engine is
-   killed until every row that has seen engines die of it is answered: one more that dies while such a row, which is
+   killed until every row that has seen engines die of it is answered: two more that die while such a row, which is
    innocent, is tried alone would convict it);
 4. some requests are malformed, and must be told so.
 
