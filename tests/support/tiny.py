@@ -39,6 +39,10 @@ def make_tiny_bert(folder: Path, *, hidden: int = HIDDEN, seed: int = 0) -> Path
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        BertModel(config).save_pretrained(folder)
+        model = BertModel(config)
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias"):  # zeros unless told otherwise: what is done to them would not show
+                torch.nn.init.normal_(parameter, std=0.1)
+        model.save_pretrained(folder)
     word_pieces(vocab, MAX_LENGTH).save_pretrained(folder)
     return folder

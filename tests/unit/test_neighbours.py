@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from support.facts import backbone_of
 from support.recipes import RECIPES, write_version
 
+from fmplex_backend.adapters.bank import Stamp
 from fmplex_backend.backbones.packed_linear import pack_linears
 from fmplex_backend.backbones.text import TextBackbone
 from fmplex_backend.encoders.text import TextEncoder
@@ -45,6 +46,8 @@ class Company:
     """Recipes."""
     answered: dict[tuple[str, bool], tuple[dict[int, Any], dict[int, str]]]
     """What `answer` has found."""
+    orders: set[tuple[Stamp | None, ...]]
+    """Those in which the rows lay in the batches that were run; another one would change the last bits."""
 
     @property
     def victims(self) -> range:
@@ -103,7 +106,9 @@ class Company:
             for number in (*self.victims, *self.neighbours):
                 self.load(worker, number, evil)
             message = self.batch(other_texts=other_texts)
-            self.answered[evil, other_texts] = answers_of(message, worker.run(message))
+            prepared = worker.prepare(message)
+            self.orders.add(tuple(prepared.stamps))
+            self.answered[evil, other_texts] = answers_of(message, worker.run_prepared(prepared))
             worker.close()
         return self.answered[evil, other_texts]
 
@@ -134,7 +139,7 @@ def _spoil(source: Path, target: Path, values: tuple[float, ...]) -> None:
 @pytest.fixture(scope="module")
 def company(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> Company:
     """Every recipe, on a random backbone."""
-    made = Company(backbone_of(tiny_backbone), tmp_path_factory.mktemp("company"), tuple(RECIPES), {})
+    made = Company(backbone_of(tiny_backbone), tmp_path_factory.mktemp("company"), tuple(RECIPES), {}, set())
     made.write(tiny_backbone)
     return made
 
@@ -147,7 +152,7 @@ def test_evil_neighbours_change_no_bit_and_fail_alone(company: Company, evil: st
 def test_on_a_real_backbone_with_packed_weights(minilm_backbone: Path, tmp_path: Path) -> None:
     backbone = TextBackbone(str(minilm_backbone), "fp32", "cpu")
     assert pack_linears(backbone.model) is None
-    company = Company(backbone, tmp_path, ON_MINILM, {})
+    company = Company(backbone, tmp_path, ON_MINILM, {}, set())
     company.write(minilm_backbone)
     _check(company, "no number")
 
@@ -156,6 +161,7 @@ def _check(company: Company, evil: str) -> None:
     harmless, none = company.answer()
     assert not none
     answers, errors = company.answer(evil)
+    assert len(company.orders) == 1
     for number in company.victims:
         assert bits(answers[number]) == bits(harmless[number]), company.name(number)
     assert errors.keys() <= set(company.neighbours)
