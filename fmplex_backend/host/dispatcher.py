@@ -330,8 +330,8 @@ class Dispatcher:
                     return None
                 if lane.died is not None:
                     return lane.died
-                if lane.commands and not self._stopping:
-                    return lane.commands.popleft()
+                if not self._stopping and (command := lane.next_command()) is not None:
+                    return command
                 now = time.monotonic()
                 if self._stopping or (pause := _pause(lane, now)) is None:
                     self._changed.wait()

@@ -6,6 +6,8 @@
 3. An engine without work is asked every second whether it lives (`heartbeat`).
 4. An engine that dies, hangs or answers wrongly takes nothing with it: what it had not answered is given back, and its
    successor gets every live generation before anything else.
+5. Commands that an engine had when it died may have killed it. From then on each of them is sent when the engine has no
+   other command; the one that engines die of all the same is refused.
 """
 
 from __future__ import annotations
@@ -55,8 +57,8 @@ FREE_LIVES = 12
 LEAD = 2e-3
 """Seconds before a batch should end at which the next one is decided, where that is allowed."""
 
-MAX_DEATHS = 2
-"""What was under way when this many engines died, a row or a generation being loaded, is given up with an error."""
+MAX_DEATHS = 3
+"""A command that was under way when this many engines died, the last ones with no other, is given up with an error."""
 
 
 @dataclass(eq=False)
@@ -67,7 +69,7 @@ class Command:
     done: Future[Any] = field(default_factory=Future)
     """The engine's answer."""
     deaths: int = 0
-    """Engines that died while they carried it out."""
+    """Engines that died while they had it."""
     sent: float = 0.0
 
     @property
@@ -175,6 +177,15 @@ class Lane:
     def idle(self) -> bool:
         """Whether the engine owes no answer."""
         return not self.flights and not self._asked
+
+    def next_command(self) -> Command | None:
+        """Take the command to send now; None where there is none, or it must wait for the answer to another."""
+        if not self.commands:
+            return None
+        asked = list(self._asked.values())
+        if asked and any(command.deaths for command in (*asked, self.commands[0])):
+            return None
+        return self.commands.popleft()
 
     # ---- feeding ----
 
@@ -309,7 +320,7 @@ class Lane:
         if isinstance(answer, GenerationDropped):
             self.resident.discard(answer.generation)
         command.done.set_result(answer)
-        if self.idle:
+        if not self._asked:
             self._desk.wake()
 
     def _take_batch(self, answer: BatchDone) -> None:
@@ -353,7 +364,7 @@ class Lane:
         return 0.0 if beyond < 0 else min(LONGEST_PAUSE, 0.5 * 2.0 ** min(beyond, 10))
 
     def _command_lost(self, command: Command, error: EngineDied) -> None:
-        """Try once more on the next engine; what kills that one too is refused, so that it kills no third."""
+        """Try again on the next engine, until too many have died."""
         command.deaths += 1
         if isinstance(command.message, DropGeneration):  # the next engine gets what is live, as it is
             command.done.set_result(GenerationDropped(command.message.generation))

@@ -339,13 +339,26 @@ def test_an_engine_that_dies_under_a_command(host: Host, engine: FakeEngine, mes
 
 def test_a_generation_that_kills_engines_is_refused_and_the_others_are_served(host: Host, engine: FakeEngine) -> None:
     a = host.vfm("a", 1)
-    engine.deaths += [lambda m: isinstance(m, LoadGeneration) and m.generation == 2] * MAX_DEATHS
-    poison = replace(a, number=2, vfm="poison", path=a.path.with_name("2"))
-    loaded = host.dispatcher.load(poison)
-    assert loaded.error is not None
-    assert f"{MAX_DEATHS} engines died while they loaded it" in loaded.error
+    engine.deaths += [_loads(2)] * MAX_DEATHS
+    poison, *others = (replace(a, number=n, vfm=f"v{n}", path=a.path.with_name(str(n))) for n in range(2, 6))
+    refused, *loaded = host.dispatcher.load_all([poison, *others])
+    assert refused.error is not None
+    assert f"{MAX_DEATHS} engines died while they loaded it" in refused.error
+    assert not any(answer.error for answer in loaded)
     assert values(host.reply(host.request((a, 1)))) == {"port1.vector": [1]}
-    assert engine.live == {1}
+    assert engine.live == {1, 3, 4, 5}
+
+
+def test_generations_that_were_to_be_loaded_when_engines_died_of_something_else(host: Host, engine: FakeEngine) -> None:
+    a = host.vfm("a", 1)
+    engine.deaths += [_loads(2), _loads(2)] + [_loads(4)]
+    many = [replace(a, number=n, vfm=f"v{n}", path=a.path.with_name(str(n))) for n in range(2, 7)]
+    assert not any(answer.error for answer in host.dispatcher.load_all(many))
+    assert engine.live == {1, *range(2, 7)}
+
+
+def _loads(number: int) -> Callable[[object], bool]:
+    return lambda message: isinstance(message, LoadGeneration) and message.generation == number
 
 
 @pytest.fixture

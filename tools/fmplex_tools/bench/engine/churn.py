@@ -131,12 +131,12 @@ class Churn:
         end = time.monotonic() + SERVED_SECONDS
         wait_served(self.made, self.names)
         while True:
-            there = {vfm["name"]: vfm.get("version") for vfm in self.made.status()["vfms"]}
-            if all(there.get(name) == version for name in self.names):
+            there = {vfm["name"]: vfm for vfm in self.made.status()["vfms"]}
+            late = [name for name in self.names if there.get(name, {}).get("version") != version]
+            if not late:
                 return
             if time.monotonic() > end:
-                late = next(name for name in self.names if there.get(name) != version)
-                raise EngineFailure(f"{late!r}: version {version} was published, version {there.get(late)} is served")
+                raise EngineFailure(f"{late[0]!r}: version {version} was published; the host says {there.get(late[0])}")
             time.sleep(0.1)
 
     async def load(self) -> None:
