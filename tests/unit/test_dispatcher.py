@@ -351,7 +351,7 @@ def test_a_generation_that_kills_engines_is_refused_and_the_others_are_served(ho
 
 def test_generations_that_were_to_be_loaded_when_engines_died_of_something_else(host: Host, engine: FakeEngine) -> None:
     a = host.vfm("a", 1)
-    engine.deaths += [_loads(2), _loads(2)] + [_loads(4)]
+    engine.deaths += [_loads(2), _loads(2), _loads(4)]
     many = [replace(a, number=n, vfm=f"v{n}", path=a.path.with_name(str(n))) for n in range(2, 7)]
     assert not any(answer.error for answer in host.dispatcher.load_all(many))
     assert engine.live == {1, *range(2, 7)}
