@@ -42,7 +42,7 @@ def make_tiny_bert(folder: Path, *, hidden: int = HIDDEN, seed: int = 0) -> Path
         model = BertModel(config)
         for name, parameter in model.named_parameters():
             if name.endswith(".bias"):  # zeros unless told otherwise: what is done to them would not show
-                torch.nn.init.normal_(parameter, std=0.1)
+                torch.nn.init.normal_(parameter, std=0.02)
         model.save_pretrained(folder)
     word_pieces(vocab, MAX_LENGTH).save_pretrained(folder)
     return folder

@@ -26,7 +26,7 @@ from fmplex_backend.engine import measuring
 from fmplex_backend.engine.measuring import Shape, device_facts, grid, measure, sample
 from fmplex_backend.engine.worker import Worker
 from fmplex_backend.host.engine_process import EngineDied
-from fmplex_backend.host.lane import Command
+from fmplex_backend.host.lane import MAX_DEATHS, Command
 from fmplex_backend.messages import DeviceFacts, Measure, Measured, Point
 from fmplex_backend.scheduling.base import CLIP, K_GAIN
 from fmplex_backend.scheduling.cost import CostModel
@@ -543,7 +543,7 @@ def test_a_lane_has_its_engine_measure(tmp_path: Path) -> None:
         assert host.dispatcher._lanes[0].device == DeviceFacts("fake", 1, "none")
         engine.deaths = [dies_on(Measure)]
         assert measured_by(host).done.result(10).points == engine.points, "the next engine is asked"
-        engine.deaths = [dies_on(Measure), dies_on(Measure)]
+        engine.deaths = [dies_on(Measure)] * MAX_DEATHS
         with pytest.raises(EngineDied):
             measured_by(host).done.result(10)
         assert (engine.measured, engine.starts) == (2, 4)

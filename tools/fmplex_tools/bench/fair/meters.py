@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
-from fmplex_backend.errors import EngineFailure
+from fmplex_backend.errors import EngineFailure, InvalidInput
 from fmplex_tools.bench.fair.arena import Arena
 from fmplex_tools.top.scrape import FmScrape, scrape
 
@@ -23,8 +24,9 @@ def read(made: Arena) -> FmScrape:
     asked = time.time()
     end = time.monotonic() + LATEST
     while time.monotonic() < end:
-        found = scrape(f"http://{made.options.metrics}/metrics")[made.fm]
-        if found.at > asked:  # the host tells its values about once a second, the time last
-            return found
+        with contextlib.suppress(InvalidInput):  # a host that was just started has told none at all
+            found = scrape(f"http://{made.options.metrics}/metrics").get(made.fm)
+            if found is not None and found.at > asked:  # about once a second, the time last
+                return found
         time.sleep(0.05)
     raise EngineFailure(f"the server has told no new metrics for {LATEST:g} s")
