@@ -6,6 +6,7 @@ packets come, how many, and what their heads say.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 from pathlib import Path
@@ -80,9 +81,9 @@ class _Mad(EngineProcess):
         self._packets = packets
 
     def _launch(self, fd: int, timeout: float) -> Any:
-        with socket.socket(fileno=socket.dup(fd)) as end:
+        with socket.socket(fileno=socket.dup(fd)) as end, contextlib.suppress(BlockingIOError):
             for packet in self._packets:
-                end.send(packet)
+                end.send(packet, socket.MSG_DONTWAIT)  # nobody listens yet: it ended before it sent what has no room
         return _Ended()
 
 

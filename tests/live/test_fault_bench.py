@@ -9,8 +9,10 @@ import pytest
 from rich.progress import Progress
 from support.tiny import make_fm_repository
 
+from fmplex_tools.bench.engine.fleet import FleetBase
 from fmplex_tools.bench.fair import bench
 from fmplex_tools.bench.fair.bench import Outcome
+from fmplex_tools.bench.faults.access import access, as_markdown
 from fmplex_tools.bench.faults.kills import KINDS, KillsPlan, kills
 from fmplex_tools.bench.faults.overload import OverloadPlan, overload
 from fmplex_tools.bench.faults.poison import PoisonPlan, poison
@@ -63,6 +65,19 @@ def test_light_vfms_are_served_beside_ten_times_too_much(source: Path, monkeypat
     assert found["requests of flooders that ended otherwise"] == 0
     assert [figure.value for figure in outcome.figures if figure.name.endswith("requests, failed")] == [0]
     print(outcome.details["rows_per_s"])
+
+
+def test_everybody_tries_everything(source: Path) -> None:
+    with Progress(disable=True) as progress:
+        outcome = access(FleetBase(source=source, fm="tiny"), progress, {})
+    tried = outcome.details["tried"]
+    assert [one for one in tried if one["may"] != one["did"]] == []
+    assert {one["way"] for one in tried if one["did"]} == {"gRPC", "HTTP"}
+    assert len(tried) > 50
+    table = as_markdown(outcome)
+    assert "answers only to its tokens" in table
+    assert "the key is not the certificate's" in table
+    print(table)
 
 
 def test_everything_at_once(source: Path, tmp_path: Path) -> None:

@@ -113,7 +113,8 @@ def test_a_host_that_hangs_or_has_died_is_not_healthy(served: ServerOptions) -> 
     wait_for(lambda: not host.is_running() or host.status() == psutil.STATUS_ZOMBIE, 10, "its end")
     dead = examine(served)
     assert (dead.code, dead.lines[0]["fm"]) == (1, "tiny")
-    assert "is not healthy" in dead.reason
+    # On a busy machine Triton has been seen to end itself then, ten seconds later.
+    assert "is not healthy" in dead.reason or "Connection refused" in dead.reason
 
 
 def test_no_server_is_not_healthy() -> None:

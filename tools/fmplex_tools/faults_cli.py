@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -220,3 +221,35 @@ def malformed(
         return scenario.malformed(plan, progress, noted)
 
     carry_out("malformed", measure, {"vfms": vfms, "seed": seed}, json_file, None)
+
+
+@app.command()
+def access(
+    seed: Seed = 0,
+    json_file: JsonFile = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", help="Write the table of who, what and answer here.")
+    ] = None,
+    repository: Repository = REPOSITORY,
+) -> None:
+    """Try everything as everybody on a server with `--secure`: what must be refused, is it?
+
+    Certificates are made for it. Exits with 1 where anything is answered that must not be, or the other way round.
+
+    Examples:
+
+      fmplex bench faults access --markdown access.md
+    """
+    from fmplex_tools.bench.engine.fleet import FleetBase
+    from fmplex_tools.bench.faults import access as scenario
+
+    def measure(progress: Progress, noted: dict[str, Any]) -> Outcome:
+        outcome = scenario.access(FleetBase(source=repository, fm=FM, seed=seed), progress, noted)
+        for one in outcome.details["tried"]:
+            if one["may"] != one["did"]:
+                fail(f"{one['who']} must {'' if one['may'] else 'not '}{one['what']} ({one['way']}): {one['answer']}")
+        if markdown is not None:
+            markdown.write_text(scenario.as_markdown(outcome), encoding="utf-8")
+        return outcome
+
+    carry_out("access", measure, {"seed": seed}, json_file, None)

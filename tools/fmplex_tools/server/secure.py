@@ -44,7 +44,8 @@ class Secure:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certificate, self.key, password=_no_password)
         except ssl.SSLError as error:
             mismatch = error.reason == "KEY_VALUES_MISMATCH"
-            why = "the key is not the certificate's" if mismatch else f"no such pair in PEM format ({error.reason})"
+            reason = f" ({error.reason})" if error.reason else ""
+            why = "the key is not the certificate's" if mismatch else f"no such pair in PEM format{reason}"
             raise InvalidInput(f"certificate {str(self.certificate)!r} and key {str(self.key)!r}: {why}") from None
 
     def arguments(self) -> list[str]:
