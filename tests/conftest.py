@@ -36,7 +36,8 @@ WITHOUT_DEMO = "FMPLEX_TESTS_WITHOUT_DEMO"
 
 
 class LiveTogether(LoadScopeScheduling):  # type: ignore[misc]
-    """With pytest-xdist one process passes all live tests, which share a server, another one all other modules."""
+    """With pytest-xdist one process passes all tests of ``live``, which share a server; the others pass the modules
+    of ``unit`` and of ``live_apart``, each of which starts servers of its own."""
 
     def _split_scope(self, nodeid: str) -> str:
         return "live" if nodeid.startswith("tests/live/") else nodeid.partition("::")[0]

@@ -333,7 +333,7 @@ class Dispatcher:
                 if not self._stopping and (command := lane.next_command()) is not None:
                     return command
                 now = time.monotonic()
-                if self._stopping or (pause := _pause(lane, now)) is None:
+                if self._stopping or lane.reserved or (pause := _pause(lane, now)) is None:
                     self._changed.wait()
                     continue
                 if pause > 0:

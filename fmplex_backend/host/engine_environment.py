@@ -7,6 +7,9 @@ import os
 LIBRARY_PATH = "FMPLEX_ENGINE_LD_LIBRARY_PATH"
 """The library path for engines, where tritonserver needs one of its own that torch must not see."""
 
+WARM = "FMPLEX_WARM"
+"""Where Python that is warm listens (`fmplex_backend.engine.warm`), where there is one."""
+
 
 def engine_environment() -> dict[str, str]:
     """Of an engine's process: this one's, and what makes torch fast beside others."""

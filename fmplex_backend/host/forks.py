@@ -10,9 +10,10 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 from fmplex_backend.errors import EngineFailure
-from fmplex_backend.host.engine_environment import engine_environment
+from fmplex_backend.host.engine_environment import WARM, engine_environment
 from fmplex_backend.messages import PROCESS_NUMBER
 from fmplex_backend.repository.config import FMSettings
 
@@ -23,9 +24,10 @@ UNKNOWN_CODE = -9
 class ForkServer:
     """The process of `fmplex_backend.engine.fork_server`; it is started with the first engine, and again if it dies."""
 
-    def __init__(self, settings: FMSettings) -> None:
-        self._settings = settings
-        self._process: subprocess.Popen[bytes] | None = None
+    def __init__(self, settings: FMSettings, log: Callable[[str], None]) -> None:
+        """``log`` is told where it cannot be forked from Python that is warm already (see `engine.warm`)."""
+        self._settings, self._log = settings, log
+        self._process: subprocess.Popen[bytes] | Forked | None = None
         self._control: socket.socket | None = None
         self._lock = threading.Lock()
 
@@ -42,32 +44,57 @@ class ForkServer:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, self._lock:
             try:
-                self._ask(device, channel, theirs)
+                self._ask(device, channel, theirs, timeout)
             except OSError:  # it has died since the last time
                 self._end()
-                self._ask(device, channel, theirs)
+                self._ask(device, channel, theirs, timeout)
         forked = Forked(ours)
         if not forked.begun(timeout):
             forked.close()
             raise EngineFailure(f"engine on {device}: was not started within {timeout:.0f} s")
         return forked
 
-    def _ask(self, device: str, channel: int, teller: socket.socket) -> None:
+    def _ask(self, device: str, channel: int, teller: socket.socket, timeout: float) -> None:
         if self._control is None:
-            self._start()
+            self._start(timeout)
         assert self._control is not None
         socket.send_fds(self._control, [device.encode()], [channel, teller.fileno()], socket.MSG_NOSIGNAL)
 
-    def _start(self) -> None:
+    def _start(self, timeout: float) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            fd = theirs.fileno()
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "fmplex_backend.engine.fork_server", str(fd), self._settings.model_dump_json()],
-                pass_fds=[fd],
+            self._process = self._from_warm(theirs.fileno(), timeout) or subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "fmplex_backend.engine.fork_server",
+                    str(theirs.fileno()),
+                    self._settings.model_dump_json(),
+                ],
+                pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=engine_environment(),
             )
+
+    def _from_warm(self, control: int, timeout: float) -> Forked | None:
+        """Forked from the process of `engine.warm`; None where there is none, or it does not do it."""
+        if (path := os.environ.get(WARM)) is None:
+            return None
+        packet = f"{sys.prefix}\n{self._settings.model_dump_json()}".encode()
+        teller = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            teller.connect(path)
+            socket.send_fds(teller, [packet], [control, 1, 2], socket.MSG_NOSIGNAL)
+        except OSError as error:
+            teller.close()
+            self._log(f"engine: Python that is warm cannot be had ({error.strerror}), torch is imported anew")
+            return None
+        forked = Forked(teller)
+        if forked.begun(timeout) and forked.pid is not None:
+            return forked
+        forked.close()
+        self._log("engine: Python that is warm has forked nothing, torch is imported anew")
+        return None
 
     def close(self) -> None:
         """End it, and with it every engine that is left."""

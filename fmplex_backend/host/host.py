@@ -53,7 +53,7 @@ class FMHost:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one request must not take every core from the engine
         # In the cache and not in /tmp, where a cleaner may take what an engine needs days later.
         self._work_dir = OwnedFolder(cache_dir() / "run", fm)
-        self._fork_server = ForkServer(self.settings)
+        self._fork_server = ForkServer(self.settings, log)
         devices = self.settings.engines.split(",")
         engines = [EngineProcess(device, self.settings, self._fork_server) for device in devices]
         self._replies: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()

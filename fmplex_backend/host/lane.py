@@ -6,8 +6,8 @@
 3. An engine without work is asked every second whether it lives (`heartbeat`).
 4. An engine that dies, hangs or answers wrongly takes nothing with it: what it had not answered is given back, and its
    successor gets every live generation before anything else.
-5. Commands that an engine had when it died may have killed it. From then on each of them is sent when the engine has no
-   other command; the one that engines die of all the same is refused.
+5. Commands that an engine had when it died may have killed it. From then on each of them is sent when the engine has
+   nothing else to do, no batch either; the one that engines die of all the same is refused.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ LEAD = 2e-3
 """Seconds before a batch should end at which the next one is decided, where that is allowed."""
 
 MAX_DEATHS = 3
-"""A command that was under way when this many engines died, the last ones with no other, is given up with an error."""
+"""A command that was under way when this many engines died, the last ones with nothing else, is given up."""
 
 
 @dataclass(eq=False)
@@ -179,13 +179,20 @@ class Lane:
         return not self.flights and not self._asked
 
     def next_command(self) -> Command | None:
-        """Take the command to send now; None where there is none, or it must wait for the answer to another."""
+        """Take the command to send now; None where there is none, or it must wait for the answer to something else."""
         if not self.commands:
             return None
         asked = list(self._asked.values())
         if asked and any(command.deaths for command in (*asked, self.commands[0])):
             return None
+        if self.commands[0].deaths and self.flights:
+            return None
         return self.commands.popleft()
+
+    @property
+    def reserved(self) -> bool:
+        """Whether it gets no batch now: a command that engines may have died of is under way, or the next one."""
+        return any(command.deaths for command in (*list(self._asked.values()), *list(self.commands)[:1]))
 
     # ---- feeding ----
 

@@ -77,7 +77,7 @@ class _Mad(EngineProcess):
     """An engine that has sent these packets and ended."""
 
     def __init__(self, packets: list[bytes]) -> None:
-        super().__init__("none", _SETTINGS, ForkServer(_SETTINGS))
+        super().__init__("none", _SETTINGS, ForkServer(_SETTINGS, print))
         self._packets = packets
 
     def _launch(self, fd: int, timeout: float) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 import tritonclient.grpc as grpc
 import tritonclient.http as http
 from tritonclient.utils import InferenceServerException
@@ -67,6 +68,11 @@ def wait_for(look: Callable[[], _T | None], timeout: float, what: str) -> _T:
         assert time.monotonic() < end, f"not within {timeout} s: {what}"
         time.sleep(0.02)
     return found
+
+
+def ended(process: psutil.Process) -> bool:
+    """Whether it does nothing any more, reaped or not."""
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def tensors(

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 from transformers import BertConfig, BertModel
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from fmplex_backend.repository.config import CONFIG_FILE
+from fmplex_backend.repository.config import CONFIG_FILE, write_config
 from fmplex_tools.bench.engine.random_bert import SPECIAL, word_pieces
 
 HIDDEN = 32
@@ -16,11 +17,13 @@ MAX_LENGTH = 64
 _WORDS = ("good", "bad", "film", "the", "a", "book", "is", "not", "very", "was")
 
 
-def make_fm_repository(folder: Path, fm: str, backbone: Path, max_batch_size: int = 64) -> Path:
+def make_fm_repository(folder: Path, fm: str, backbone: Path, max_batch_size: int = 64, engines: str = "cpu") -> Path:
     """A repository with nothing but the physical FM; returns ``folder``."""
     (folder / fm).mkdir()
-    parameter = f'parameters {{ key: "backbone" value {{ string_value: "{backbone}" }} }}'
-    (folder / fm / CONFIG_FILE).write_text(f'backend: "fmplex"\nmax_batch_size: {max_batch_size}\n{parameter}\n')
+    config = ModelConfig(backend="fmplex", max_batch_size=max_batch_size)
+    config.parameters["backbone"].string_value = str(backbone)
+    config.parameters["engines"].string_value = engines
+    write_config(folder / fm / CONFIG_FILE, config)
     return folder
 
 

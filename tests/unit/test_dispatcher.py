@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -355,6 +356,33 @@ def test_generations_that_were_to_be_loaded_when_engines_died_of_something_else(
     many = [replace(a, number=n, vfm=f"v{n}", path=a.path.with_name(str(n))) for n in range(2, 7)]
     assert not any(answer.error for answer in host.dispatcher.load_all(many))
     assert engine.live == {1, *range(2, 7)}
+
+
+def test_a_load_is_not_to_blame_for_what_runs_beside_it(host: Host, engine: FakeEngine) -> None:
+    """A batch that comes while generation 2 is being loaded ends the engine, each time."""
+    a = host.vfm("a", 1)
+
+    def beside(message: object) -> bool:
+        end = time.monotonic() + 0.3
+        while _loads(2)(message) and time.monotonic() < end:
+            if any(isinstance(other, RunBatch) for other in list(engine.inbox.queue)):
+                return True
+            time.sleep(1e-3)
+        return False
+
+    engine.deaths += [beside] * MAX_DEATHS
+    engine.gate.clear()
+    busy = host.request((a, 1))
+    assert engine.entered.acquire(timeout=5)
+    waiting = host.request((a, 1))
+    with ThreadPoolExecutor(1) as pool:
+        loaded = pool.submit(host.dispatcher.load, replace(a, number=2, vfm="b", path=a.path.with_name("2")))
+        wait_for(lambda: not engine.inbox.empty() or host.dispatcher._lanes[0].commands, 5, "the load waits")
+        engine.gate.set()
+        assert loaded.result(30).error is None
+    assert engine.starts == 2
+    for request in (busy, waiting):
+        assert values(host.reply(request)) == {"port1.vector": [1]}
 
 
 def _loads(number: int) -> Callable[[object], bool]:

@@ -36,6 +36,7 @@ from fmplex_tools.bench.engine.command import (
     choices,
     numbers,
 )
+from fmplex_tools.bench.engine.report import as_json
 from fmplex_tools.bench.fair.bench import Figure, Outcome
 from fmplex_tools.bench.perf_binary import perf_analyzer
 from fmplex_tools.console import err, out
@@ -82,7 +83,8 @@ def compare(
     Each deployment is started on the real Triton server, one after the other; its answers are checked against plain
     transformers + peft; then it gets the same requests at the same times as the others: light, middle and heavy load
     are 20, 50 and 80 % of what best-effort co-location can do. Latency counts from when a request was due. Exits with 1
-    where a goal is missed. All of it takes more than an hour; Ctrl-C reports what was measured until then.
+    where a goal is missed. All of it takes more than an hour; Ctrl-C (or SIGTERM)
+    reports what was measured until then, and --json has it all the while.
 
     Examples:
 
@@ -113,7 +115,7 @@ def compare(
         if from_files:
             record = merged(read(file, noted) for file in from_files)
         else:
-            comparison = Comparison(plan, progress)
+            comparison = Comparison(plan, progress, keep=lambda record: _keep(record, noted, json_file))
             try:
                 record = comparison.run()
             except KeyboardInterrupt:
@@ -121,7 +123,7 @@ def compare(
                 if not record.cells:
                     raise
                 noted["stopped"] = "early"  # an hour's work is worth telling
-        outcome = Outcome(figures_of(record), {"record": record.as_data()})
+        outcome = outcome_of(record)
         text = as_markdown(record, noted)
         if limits and "stopped" not in noted:
             target = Target(
@@ -152,6 +154,16 @@ def compare(
         return outcome
 
     carry_out("compare", measure, {}, json_file, None)
+
+
+def outcome_of(record: Record) -> Outcome:
+    """Figures, and all that they are made of."""
+    return Outcome(figures_of(record), {"record": record.as_data()})
+
+
+def _keep(record: Record, noted: dict[str, Any], json_file: Path | None) -> None:
+    if json_file is not None:
+        json_file.write_text(as_json(outcome_of(record), noted | {"stopped": "early"}), encoding="utf-8")
 
 
 def read(file: Path, noted: dict[str, Any]) -> Record:

@@ -246,8 +246,9 @@ def access(
     def measure(progress: Progress, noted: dict[str, Any]) -> Outcome:
         outcome = scenario.access(FleetBase(source=repository, fm=FM, seed=seed), progress, noted)
         for one in outcome.details["tried"]:
-            if one["may"] != one["did"]:
-                fail(f"{one['who']} must {'' if one['may'] else 'not '}{one['what']} ({one['way']}): {one['answer']}")
+            if not one["right"]:
+                wanted = "must be answered" if one["refusal"] is None else f"must be told {one['refusal']!r}"
+                fail(f"{one['who']}, {one['what']} ({one['way']}): {wanted}, but: {one['error'] or 'was answered'}")
         if markdown is not None:
             markdown.write_text(scenario.as_markdown(outcome), encoding="utf-8")
         return outcome

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Annotated, Literal
 
@@ -22,6 +23,7 @@ from fmplex_tools.server.log_lines import host_message, json_line
 from fmplex_tools.server.process import ServerOptions, TritonServer
 from fmplex_tools.server.secure import ADMIN_HEADER, RESTRICTED, Secure
 from fmplex_tools.server.supervisor import Supervisor
+from fmplex_tools.server.warm import warm_python
 from fmplex_tools.serving import fetch_status, refusals, unreadable, vfm_table
 
 
@@ -83,7 +85,8 @@ def serve(
         signal.signal(number, lambda *_: stop.set())
     if secured is not None:
         secured.keep(admin_key)
-    with log_file.open("w", buffering=1) as log:
+    with log_file.open("w", buffering=1) as log, warm_python(options.repository) as warm:
+        options = replace(options, warm=warm)
         supervisor = Supervisor(
             lambda: TritonServer(options, on_line=lambda line: _on_line(line, as_json, log, ready)),
             _say,

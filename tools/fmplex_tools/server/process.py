@@ -24,6 +24,7 @@ import psutil
 
 from fmplex_backend.errors import EngineFailure, InvalidInput
 from fmplex_backend.host.access import TOKEN
+from fmplex_backend.host.engine_environment import WARM
 from fmplex_backend.host.log import LOG_FORMAT
 from fmplex_tools.server.install import TritonInstall, find_triton
 from fmplex_tools.server.secure import Secure
@@ -53,6 +54,8 @@ class ServerOptions:
     secure: Secure | None = None
     log_format: Literal["text", "json"] = "text"
     """Of the hosts' lines; Triton's own have one of theirs."""
+    warm: Path | None = None
+    """Where Python that is warm listens (see `fmplex_tools.server.warm`)."""
 
     @property
     def plain_host(self) -> str:
@@ -73,6 +76,10 @@ class ServerOptions:
     def metrics(self) -> str:
         """``host:port`` of the Prometheus endpoint."""
         return f"{self.plain_host}:{self.metrics_port}"
+
+    def environment(self) -> dict[str, str]:
+        """What hosts read."""
+        return {LOG_FORMAT: self.log_format} | ({WARM: str(self.warm)} if self.warm else {})
 
     def arguments(self) -> list[str]:
         """tritonserver's command line, without the binary and the backend directory."""
@@ -152,7 +159,7 @@ class TritonServer:
         backends = self.install.lay_out(self._folder)
         self._process = subprocess.Popen(
             [str(self.install.binary), f"--backend-directory={backends}", *self.options.arguments()],
-            env=self.install.environment() | {LOG_FORMAT: options.log_format},
+            env=self.install.environment() | options.environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

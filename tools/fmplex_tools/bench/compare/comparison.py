@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -42,6 +42,8 @@ class Comparison:
     plan: Plan
     progress: Progress
     record: Record = field(default_factory=Record)
+    keep: Callable[[Record], None] = lambda _: None
+    """Gets the record whenever there is more in it: an hour's work is not lost by whatever comes."""
     _expected: dict[int, list[Array]] = field(default_factory=dict)
     """Number of tasks → what each must answer to `parity.TEXTS`."""
 
@@ -113,6 +115,7 @@ class Comparison:
                             self.progress.update(line, advance=1, description=title)
                             with self._noting(name, tasks, number):
                                 self._turn(turns, name, tasks, number, case)
+                self.keep(self.record)
         self.progress.remove_task(line)
 
     def _turn(self, turns: Turns, name: str, tasks: int, number: int, case: Case) -> None:
@@ -123,10 +126,12 @@ class Comparison:
                 with turns.turn(name) as started:
                     cell, overloaded = self._attempt(started, tasks, number, case)
                 found.append(cell)
-                if overloaded:
-                    turns.again(
-                        name
-                    )  # what it has left would be in the way of the next load, though nobody waits for it
+                if overloaded:  # what it has left would be in the way of the next load, though nobody waits for it
+                    turns.again(name)
+        except EngineFailure:
+            if name in turns:  # else it was this that failed
+                turns.again(name)
+            raise
         finally:
             if found:
                 self.record.cells.append(min(found, key=lambda cell: cell.stolen))

@@ -123,6 +123,7 @@ class Started:
                 self.ask(index, WARM_UP[:1], timeout)
                 return
             except InferenceServerException as error:
+                self._server.check()
                 if time.monotonic() > end:
                     task = self.repository.tasks[index]
                     raise EngineFailure(

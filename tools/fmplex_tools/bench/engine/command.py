@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -44,7 +46,7 @@ def carry_out(
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     try:
         # Few refreshes: what is measured wants the cores.
-        with Progress(*columns, console=err, transient=True, refresh_per_second=2) as progress:
+        with _orderly(), Progress(*columns, console=err, transient=True, refresh_per_second=2) as progress:
             outcome = measure(progress, noted)
     except FMplexError as error:
         fail(error)
@@ -60,6 +62,20 @@ def carry_out(
             out.print(f"drawn: {file}")
     if any(figure.good is False for figure in outcome.figures):
         raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _orderly() -> Iterator[None]:
+    """SIGTERM ends a benchmark as Ctrl-C does, with every process that it has started."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def title(name: str, noted: Mapping[str, Any]) -> str:

@@ -15,10 +15,11 @@ GENERATOR = "fmplex_tools.bench.fair.generator"
 
 def spent(made: Arena) -> Spent:
     """What each role has taken so far."""
-    server, host = made.processes()
+    status = made.status()
+    server, host = made.processes(status)
     clients = [child for child in psutil.Process().children() if GENERATOR in child.cmdline()]
     roles = {
-        "engine": [psutil.Process(pid) for pid in made.status()["engine_pids"]],
+        "engine": [psutil.Process(pid) for pid in status["engine_pids"]],
         "host": [host],
         "tritonserver": [server],
         "client": clients,

@@ -29,7 +29,7 @@ def memory(made: Arena) -> dict[str, dict[str, float]]:
     ``host``, ``server``, and ``engine``: all of them, with the process that they were forked from.
     """
     status = made.status()
-    server, host = made.processes()
+    server, host = made.processes(status)
     engines = [pid for pid in (*status["engine_pids"], status["fork_server_pid"]) if pid is not None]
     roles = {"host": [host.pid], "engine": engines, "server": [server.pid]}
     found = {role: [psutil.Process(pid).memory_full_info() for pid in pids] for role, pids in roles.items()}

@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +49,9 @@ class Arena:
         """What the physical FM says of itself."""
         return fetch_status(self.options.http, self.fm, timeout=30)
 
-    def processes(self) -> tuple[psutil.Process, psutil.Process]:
-        """tritonserver, and the host of the physical FM."""
-        host = psutil.Process(self.status()["host_pid"])
+    def processes(self, status: Mapping[str, Any] | None = None) -> tuple[psutil.Process, psutil.Process]:
+        """tritonserver, and the host of the physical FM; by ``status``, where it was just asked."""
+        host = psutil.Process((status or self.status())["host_pid"])
         return next(parent for parent in host.parents() if parent.name().startswith("tritonserver")), host
 
     def policies(self) -> dict[str, dict[str, Any]]:

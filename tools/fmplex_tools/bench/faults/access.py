@@ -12,8 +12,9 @@ import shutil
 import socket
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +31,23 @@ from rich.progress import Progress
 from tritonclient.utils import InferenceServerException
 
 from fmplex_backend.errors import EngineFailure, FMplexError
+from fmplex_backend.host.access import TOKEN
 from fmplex_tools.bench.engine.fleet import FleetBase, make_fleet
 from fmplex_tools.bench.engine.fleet_server import workplace
+from fmplex_tools.bench.fair.arena import START_SECONDS
 from fmplex_tools.bench.fair.bench import Figure, Outcome
 from fmplex_tools.server.process import ServerOptions, TritonServer, free_ports
 from fmplex_tools.server.secure import ADMIN_HEADER, Secure
 from fmplex_tools.serving import fetch_status
 from fmplex_tools.tasks import add_token
 
-START_SECONDS = 240.0
 OPEN, GUARDED = "open", "guarded"
-TOKEN = "x-fmplex-token"
-GRPC_PREFIX = "triton-grpc-protocol-"
 SHOWN = 140
 """Characters of an answer."""
 CONNECT_SECONDS = 3.0
+NO_CONNECTION = "no connection"
+RESTRICTED, NEEDS_TOKEN = "is restricted", "answers only to its tokens"
+"""How Triton and the host refuse."""
 NO_WAY = "–"
 """Of what needs no server."""
 
@@ -57,7 +60,8 @@ class Attempt:
     what: str
     way: str
     """gRPC or HTTP, or `NO_WAY`."""
-    may: bool
+    refusal: str | None
+    """What its refusal must say: another error would hide that it is not refused. None: it must be answered."""
     call: Callable[[], object]
     """Raises where it is refused."""
 
@@ -69,14 +73,17 @@ class Tried:
     who: str
     what: str
     way: str
-    may: bool
-    did: bool
-    answer: str
+    refusal: str | None
+    """See `Attempt`."""
+    error: str | None
+    """None where it was answered."""
 
     @property
     def right(self) -> bool:
-        """Whether who may was answered, and who may not was not."""
-        return self.may == self.did
+        """Whether who may was answered, and who may not was told that he may not."""
+        if self.refusal is None or self.error is None:
+            return self.refusal == self.error
+        return self.refusal in self.error
 
 
 @dataclass(frozen=True)
@@ -88,11 +95,10 @@ class Server:
     fm: str
     token: str
 
-    def grpc(self, root: Path | None) -> Any:
-        """A client that trusts ``root``; without one it does not use TLS."""
-        if root is None:
-            return grpc.InferenceServerClient(self.options.grpc)
-        return grpc.InferenceServerClient(self.options.grpc, ssl=True, root_certificates=str(root))
+    def grpc(self) -> Any:
+        """A client that trusts the server's certificate."""
+        root = str(self.secure.certificate)
+        return grpc.InferenceServerClient(self.options.grpc, ssl=True, root_certificates=root)
 
     def http(self) -> Any:
         """A client."""
@@ -175,66 +181,64 @@ def _wrong_starts(secure: Secure, other: Secure) -> Iterator[Tried]:
     cipher = serialization.BestAvailableEncryption(b"password")
     encrypted.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, cipher))
     wrong = {
-        "another certificate's key": replace(secure, key=other.key),
-        "certificate and key exchanged": replace(secure, certificate=secure.key, key=secure.certificate),
-        "no such certificate": replace(secure, certificate=secure.certificate.with_name("none.pem")),
-        "a key with a password": replace(secure, key=encrypted),
+        "another certificate's key": (replace(secure, key=other.key), "the key is not the certificate's"),
+        "certificate and key exchanged": (
+            replace(secure, certificate=secure.key, key=secure.certificate),
+            "no such pair in PEM format",
+        ),
+        "no such certificate": (replace(secure, certificate=secure.key.with_name("none.pem")), "cannot be read"),
+        "a key with a password": (replace(secure, key=encrypted), "the private key is encrypted"),
     }
-    for what, pair in wrong.items():
-        tried = _try(Attempt("the operator", f"start with {what}", NO_WAY, False, pair.check))
-        yield replace(tried, answer=tried.answer.replace(f"{secure.key.parent.parent}/", ""))
+    for what, (pair, says) in wrong.items():
+        tried = _try(Attempt("the operator", f"start with {what}", NO_WAY, says, pair.check))
+        yield replace(tried, error=tried.error and tried.error.replace(f"{secure.key.parent.parent}/", ""))
 
 
 # ---- attempts ----
 
 
 def _attempts(server: Server, other_root: Path) -> Iterator[Attempt]:
-    root = server.secure.certificate
     forged = server.token[:-1] + ("a" if server.token[-1] != "a" else "b")
-    callers: tuple[tuple[str, dict[str, str]], ...] = (
-        ("anybody", {}),
-        ("with a wrong token", {TOKEN: forged}),
-        ("with the vFM's token", {TOKEN: server.token}),
+    what = f"ask vFM `{GUARDED}`, which has a token"
+    callers: tuple[tuple[str, str | None, dict[str, Any]], ...] = (
+        ("anybody", f"{NEEDS_TOKEN}, and the request has none", {}),
+        ("with a wrong token", f"{NEEDS_TOKEN}, and its token is not one", {"headers": {TOKEN: forged}}),
+        ("with the vFM's token", None, {"headers": {TOKEN: server.token}}),
+        ("with the vFM's token, as a parameter", None, {"parameters": {TOKEN: server.token}}),
     )
-    with server.grpc(root) as by_grpc, server.http() as by_http:
+    with server.grpc() as by_grpc, server.http() as by_http:
         for way, client in (("gRPC", by_grpc), ("HTTP", by_http)):
-            yield Attempt("anybody", f"ask vFM `{OPEN}`", way, True, _asking(client, OPEN))
-            for who, headers in callers:
-                knows = headers.get(TOKEN) == server.token
-                what = f"ask vFM `{GUARDED}`, which has a token"
-                yield Attempt(who, what, way, knows, _asking(client, GUARDED, headers=headers))
-            with_token = _asking(client, GUARDED, parameters={TOKEN: server.token})
-            yield Attempt("with the vFM's token, as a parameter", what, way, True, with_token)
+            yield Attempt("anybody", f"ask vFM `{OPEN}`", way, None, _asking(client, OPEN))
+            for who, refusal, given in callers:
+                yield Attempt(who, what, way, refusal, _asking(client, GUARDED, **given))
             past = _asking(client, server.fm, outputs=["port1.vector"])
-            yield Attempt("anybody", f"ask `{GUARDED}` past it, by the physical FM's port", way, False, past)
+            yield Attempt("anybody", f"ask `{GUARDED}` past it, by the physical FM's port", way, NEEDS_TOKEN, past)
             yield from _administration(server, way, client)
     yield from _connections(server, other_root)
 
 
 def _administration(server: Server, way: str, client: Any) -> Iterator[Attempt]:
-    header = ADMIN_HEADER if way == "HTTP" else GRPC_PREFIX + ADMIN_HEADER
+    header = ADMIN_HEADER if way == "HTTP" else f"triton-grpc-protocol-{ADMIN_HEADER}"
     callers: tuple[tuple[str, dict[str, str]], ...] = (("anybody", {}), ("with a wrong admin key", {header: "wrong"}))
-    keyed = {header: server.secure.admin_key}
-    looks: Mapping[str, Callable[..., object]] = {
+    looks: dict[str, Callable[..., object]] = {
         "list the models": client.get_model_repository_index,
         "see shared memory": client.get_system_shared_memory_status,
         "see the settings of tracing": client.get_trace_settings,
         "see the settings of logging": client.get_log_settings,
     }
-    deeds: Mapping[str, Callable[..., object]] = {
-        "load a model": lambda headers: client.load_model(OPEN, headers=headers),
-        "unload a model": lambda headers: client.unload_model(OPEN, headers=headers),
-        "register shared memory": lambda headers: client.register_system_shared_memory(
-            "region", "/region", 64, headers=headers
-        ),
-        "change tracing": lambda headers: client.update_trace_settings(OPEN, {"trace_level": ["OFF"]}, headers=headers),
-        "change logging": lambda headers: client.update_log_settings({"log_verbose_level": 0}, headers=headers),
+    deeds: dict[str, Callable[..., object]] = {
+        "load a model": partial(client.load_model, OPEN),
+        "unload a model": partial(client.unload_model, OPEN),
+        "register shared memory": partial(client.register_system_shared_memory, "region", "/region", 64),
+        "change tracing": partial(client.update_trace_settings, OPEN, {"trace_level": ["OFF"]}),
+        "change logging": partial(client.update_log_settings, {"log_verbose_level": 0}),
     }
     for what, call in {**looks, **deeds}.items():
         for who, headers in callers:
-            yield Attempt(who, what, way, False, lambda call=call, headers=headers: call(headers=headers))  # type: ignore[misc]
+            yield Attempt(who, what, way, RESTRICTED, partial(call, headers=headers))
     for what, call in looks.items():
-        yield Attempt("with the admin key", what, way, True, lambda call=call: call(headers=keyed))  # type: ignore[misc]
+        keyed = partial(call, headers={header: server.secure.admin_key})
+        yield Attempt("with the admin key", what, way, None, keyed)
 
 
 def _asking(client: Any, model: str, *, outputs: list[str] | None = None, **named: Any) -> Callable[[], object]:
@@ -260,20 +264,21 @@ def _connections(server: Server, other_root: Path) -> Iterator[Attempt]:
         with channel:
             grpc_core.channel_ready_future(channel).result(timeout=CONNECT_SECONDS)
 
-    yield Attempt(
-        "trusting the server's certificate", "connect", "gRPC", True, lambda: connect(server.secure.certificate)
-    )
-    yield Attempt("without TLS", "connect", "gRPC", False, lambda: connect(None))
-    yield Attempt("trusting another certificate", "connect", "gRPC", False, lambda: connect(other_root))
+    ours = server.secure.certificate
+    yield Attempt("trusting the server's certificate", "connect", "gRPC", None, partial(connect, ours))
+    yield Attempt("without TLS", "connect", "gRPC", NO_CONNECTION, partial(connect, None))
+    yield Attempt("trusting another certificate", "connect", "gRPC", NO_CONNECTION, partial(connect, other_root))
+    metrics = partial(_read, f"http://{server.options.metrics}/metrics")
+    yield Attempt("on this machine", "read metrics", "HTTP", None, metrics)
     ports = {"HTTP": server.options.http_port, "metrics": server.options.metrics_port}
-    yield Attempt(
-        "on this machine", "read metrics", "HTTP", True, lambda: _read(f"http://{server.options.metrics}/metrics")
-    )
     for address in _outer_addresses():
         for what, port in ports.items():
-            elsewhere = (address, port)
-            reach = lambda to=elsewhere: socket.create_connection(to, CONNECT_SECONDS).close()  # noqa: E731
-            yield Attempt("by an address that others reach", f"connect to {what}", "HTTP", False, reach)
+            reach = partial(_reach, (address, port))
+            yield Attempt("by an address that others reach", f"connect to {what}", "HTTP", NO_CONNECTION, reach)
+
+
+def _reach(address: tuple[str, int]) -> None:
+    socket.create_connection(address, CONNECT_SECONDS).close()
 
 
 def _read(url: str) -> None:
@@ -288,35 +293,40 @@ def _outer_addresses() -> list[str]:
 
 
 def _try(attempt: Attempt) -> Tried:
-    did, answer = True, "answered"
+    error = None
     try:
         attempt.call()
-    except (InferenceServerException, FMplexError, OSError, grpc_core.FutureTimeoutError) as error:
-        told = error.message() if isinstance(error, InferenceServerException) else str(error)
-        did, answer = False, " ".join(str(told or "no connection").split()).removeprefix(f"in ensemble {GUARDED!r}, ")
-    return Tried(attempt.who, attempt.what, attempt.way, attempt.may, did, answer)
+    except InferenceServerException as refused:
+        error = " ".join(str(refused.message()).split()).removeprefix(f"in ensemble {GUARDED!r}, ")
+    except FMplexError as refused:
+        error = str(refused)
+    except (ConnectionRefusedError, TimeoutError, grpc_core.FutureTimeoutError):
+        error = NO_CONNECTION
+    return Tried(attempt.who, attempt.what, attempt.way, attempt.refusal, error)
 
 
 def _outcome(tried: list[Tried], starts: list[Tried]) -> Outcome:
-    must, may = ([one for one in tried if one.may is wanted] for wanted in (False, True))
-    answered, refused = sum(one.did for one in must), sum(not one.did for one in may)
-    started = sum(one.did for one in starts)
+    must = [one for one in tried if one.refusal is not None]
+    may = [one for one in tried if one.refusal is None]
     figures = [
-        Figure("a secure server", "attempts that must be refused", len(must)),
-        Figure("a secure server", "… that were answered", answered, "", "0", answered == 0),
-        Figure("a secure server", "attempts that must be answered", len(may)),
-        Figure("a secure server", "… that were refused", refused, "", "0", refused == 0),
-        Figure("its start", "wrong certificates and keys", len(starts)),
-        Figure("its start", "… that were taken", started, "", "0", started == 0),
+        *_figures("a secure server", "attempts that must be refused", "… that were answered, or told so wrongly", must),
+        *_figures("a secure server", "attempts that must be answered", "… that were refused", may),
+        *_figures("its start", "wrong certificates and keys", "… that were taken, or told so wrongly", starts),
     ]
-    return Outcome(figures, {"tried": [vars(one) for one in (*tried, *starts)]})
+    details = [vars(one) | {"right": one.right} for one in (*tried, *starts)]
+    return Outcome(figures, {"tried": details})
+
+
+def _figures(part: str, what: str, wrong: str, tried: list[Tried]) -> list[Figure]:
+    count = sum(not one.right for one in tried)
+    return [Figure(part, what, len(tried)), Figure(part, wrong, count, "", "0", count == 0)]
 
 
 def as_markdown(outcome: Outcome) -> str:
     """A table of who, what and the answers; what has the same ones over both protocols is in one line."""
     answers: dict[tuple[str, str], dict[str, str]] = {}
     for one in outcome.details["tried"]:
-        answer = "yes" if one["did"] else f"no: {_short(one['answer'])}"
+        answer = "yes" if one["error"] is None else f"no: {_short(one['error'])}"
         answers.setdefault((one["who"], one["what"]), {})[one["way"]] = answer
     lines: dict[tuple[str, ...], list[str]] = {}
     for (who, what), by_way in answers.items():

@@ -57,7 +57,7 @@ def test_no_process_outlives_a_killed_serve(small_repository: Path, stalled_seco
     with serving(small_repository) as served:
         served.wait_ready()
         tree = psutil.Process(served.process.pid).children(recursive=True)
-        (tritonserver,) = (process for process in tree if process.name() == "tritonserver")
+        tritonserver = child(served, "tritonserver")
         if stalled_seconds:
             tritonserver.suspend()
             time.sleep(stalled_seconds)
@@ -77,7 +77,7 @@ def test_explicit_mode_and_serve_says_why_when_tritonserver_dies(small_repositor
             client.load_model("good")
             assert client.is_model_ready("good")
         assert fetch_status(served.http, "tiny")["host_pid"] == host, "the physical FM stayed up"
-        psutil.Process(served.process.pid).children()[0].kill()
+        child(served, "tritonserver").kill()
         assert served.finish() == 1
         assert "tritonserver ended by itself with code -9" in served.printed
     lines = [json.loads(line) for line in (small_repository.parent / "server.log").read_text().splitlines()]
@@ -88,6 +88,26 @@ def test_explicit_mode_and_serve_says_why_when_tritonserver_dies(small_repositor
     assert (told["event"], told["fm"], told["level"]) == ("invalid", "tiny", "warning")
     assert f"request {failed!r} of vFM 'good' version 1" in told["message"]
     assert told["message"] in served.printed
+
+
+def child(served: Served, name: str) -> psutil.Process:
+    """The process of that name below ``fmplex serve``."""
+    (found,) = (one for one in psutil.Process(served.process.pid).children(recursive=True) if one.name() == name)
+    return found
+
+
+def shared_memory(served: Served) -> set[Path]:
+    """Triton's, between tritonserver and the host."""
+    names = {Path(word).name for word in child(served, "triton_python_backend_stub").cmdline()}
+    return {path for name in names if (path := Path("/dev/shm") / name).is_file()}
+
+
+def warm_of(served: Served) -> psutil.Process:
+    """The process that had torch before there was a host, of which the engines of ``tiny`` come."""
+    found = psutil.Process(fetch_status(served.http, "tiny")["fork_server_pid"]).parent()
+    assert found is not None
+    assert found in psutil.Process(served.process.pid).children()
+    return found
 
 
 def failing_request(served: Served) -> str:
@@ -113,14 +133,16 @@ def test_what_ends_by_itself_is_started_again(small_repository: Path, victim: st
     """Triton says that it is ready over a host that was killed; the supervisor asks the host."""
     with serving(small_repository) as served:
         served.wait_ready()
-        regions = set(Path("/dev/shm").glob("triton_*"))
-        tree = psutil.Process(served.process.pid).children(recursive=True)
-        (process,) = (p for p in tree if p.name() == victim)
-        process.kill()
+        regions = shared_memory(served)
+        assert regions
+        warm = warm_of(served)
+        tree = [one for one in psutil.Process(served.process.pid).children(recursive=True) if one != warm]
+        child(served, victim).kill()
         wait_for(lambda: "is ready again after" in served.printed, 120, "another server")
         assert run("infer", "good", "hello", "--url", served.http).returncode == 0
+        assert warm_of(served) == warm
         assert not psutil.wait_procs(tree, timeout=10)[1]
-        assert len(set(Path("/dev/shm").glob("triton_*"))) <= len(regions)
+        assert not any(region.exists() for region in regions)
         served.process.send_signal(signal.SIGINT)
         assert served.finish() == 0
         said = "does not serve: physical FM 'tiny'" if victim != "tritonserver" else "ended by itself with code -9"
