@@ -128,14 +128,14 @@ def dropped(server: LiveServer) -> Iterator[list[Broken]]:
         case.breaks(staging)
         publish(staging, server.repository / case.name)
     names = {case.name for case in BROKEN}
-    wait_for(lambda: names <= {v["name"] for v in server.status()["vfms"] if v["reason"]}, 30, "all are refused")
+    wait_for(lambda: names <= {v["name"] for v in server.status()["vfms"] if v["reason"]}, "all are refused")
     with grpc.InferenceServerClient(server.grpc) as triton:
         heard = [case.name for case in BROKEN if case.client_hears_it]
-        wait_for(lambda: all(triton.is_model_ready(name) for name in heard), 30, "Triton has polled them")
+        wait_for(lambda: all(triton.is_model_ready(name) for name in heard), "Triton has polled them")
     yield list(BROKEN)
     for name in names:
         os.rename(server.repository / name, stage(server.repository, f"removed-{name}"))
-    wait_for(lambda: not names & {v["name"] for v in server.status()["vfms"]}, 30, "all are gone")
+    wait_for(lambda: not names & {v["name"] for v in server.status()["vfms"]}, "all are gone")
 
 
 @pytest.fixture(scope="module")
@@ -191,18 +191,18 @@ def test_two_on_one_port(server: LiveServer, client: Any, put: Callable[[str, in
     put("first", 700)
     server.wait_serving("first")
     second = put("second", 700)
-    refused = wait_for(lambda: _refused(server, "first"), 10, "'first' refused")
+    refused = wait_for(lambda: _refused(server, "first"), "'first' refused")
     assert "'first' and 'second' both map port 700" in refused
     assert "give one port 0" in refused or "give one port" in refused
     assert _refused(server, "second") == refused
     with grpc.InferenceServerClient(server.grpc) as triton:
-        wait_for(lambda: triton.is_model_ready("second"), 10, "Triton has 'second'")
+        wait_for(lambda: triton.is_model_ready("second"), "Triton has 'second'")
     for name in ("first", "second"):
         assert "both map port 700" in refusal(client, name, ["good film"])
     move_ports(701)(second)  # heals both
     server.wait_serving("first")
     server.wait_serving("second")
-    wait_for(lambda: _answered_by(client, "second"), 10, "'second' answers on its own port")
+    wait_for(lambda: _answered_by(client, "second"), "'second' answers on its own port")
     assert ask(client, "first", ["good film"])["info"][0]["vfm"] == "first"
 
 
@@ -226,10 +226,10 @@ def test_bundle_with_a_port_that_has_no_vfm(server: LiveServer, client: Any) -> 
     write_config(staging / "config.pbtxt", config)
     publish(staging, server.repository / "half_bundle")
     try:
-        reason = wait_for(lambda: _refused(server, "half_bundle"), 10, "the bundle is refused")
+        reason = wait_for(lambda: _refused(server, "half_bundle"), "the bundle is refused")
         assert reason == "bundle 'half_bundle': port 777 has no vFM"
         with grpc.InferenceServerClient(server.grpc) as triton:
-            wait_for(lambda: triton.is_model_ready("half_bundle"), 10, "Triton has it")
+            wait_for(lambda: triton.is_model_ready("half_bundle"), "Triton has it")
         assert "port 777 of physical FM 'minilm' has no vFM" in refusal(client, "half_bundle", ["good film"])
     finally:
         os.rename(server.repository / "half_bundle", stage(server.repository, "removed-bundle"))

@@ -39,7 +39,7 @@ def vfm(server: LiveServer, request: pytest.FixtureRequest) -> Iterator[str]:
     server.wait_serving(name)
     yield name
     os.rename(server.repository / name, stage(server.repository, f"removed-{name}"))
-    wait_for(lambda: server.vfm(name) is None, 10, f"{name!r} is gone")
+    wait_for(lambda: server.vfm(name) is None, f"{name!r} is gone")
 
 
 def publish_golden(
@@ -79,7 +79,7 @@ def test_what_answers_as_it_must_is_served(server: LiveServer, backbone: Backbon
 def test_a_falsified_golden_row(server: LiveServer, backbone: Backbone, vfm: str) -> None:
     """Version 2 is refused by name, version 1 goes on; `fmplex check` says the same; version 3 mends it."""
     publish_golden(server, backbone, vfm, 2, another_sign)
-    told = wait_for(lambda: reason(server, vfm), 10, "it is refused")
+    told = wait_for(lambda: reason(server, vfm), "it is refused")
     assert told.startswith(f"vFM '{vfm}': version 2: its golden input 0 answers [")
     assert "largest difference" in told
     record = server.vfm(vfm)
@@ -103,5 +103,5 @@ def test_another_adapter_than_the_one_that_it_was_made_with(server: LiveServer, 
     other = write_version(staging / "other", RECIPE, server.backbone, seed=3)
     os.replace(other / "adapter/adapter_model.safetensors", folder / "adapter/adapter_model.safetensors")
     publish(folder, server.repository / vfm / "2")
-    assert "version 2: its golden input" in wait_for(lambda: reason(server, vfm), 10, "it is refused")
+    assert "version 2: its golden input" in wait_for(lambda: reason(server, vfm), "it is refused")
     assert server.vfm(vfm)["version"] == 1

@@ -59,7 +59,7 @@ def vfm(server: LiveServer, load: Load, request: pytest.FixtureRequest) -> Itera
     yield name
     if (server.repository / name).exists():
         remove(server, name)
-    wait_for(lambda: server.vfm(name) is None, 10, f"{name!r} is gone")
+    wait_for(lambda: server.vfm(name) is None, f"{name!r} is gone")
 
 
 def remove(server: LiveServer, name: str) -> None:
@@ -78,7 +78,7 @@ def publish_version(server: LiveServer, name: str, version: int, breaks: Callabl
 def timed(what: str, look: Callable[[], Any]) -> Any:
     """Wait for ``look`` and say how long it took."""
     start = time.monotonic()
-    found = wait_for(look, 30, what)
+    found = wait_for(look, what)
     print(f"\n{what}: {time.monotonic() - start:.2f} s")
     return found
 
@@ -138,7 +138,7 @@ def test_publish_versions(server: LiveServer, client: Any, vfm: str) -> None:
         for version in (2, 3):
             publish_version(server, vfm, version)
             timed(f"version {version} published, says info", lambda v=version: answered(client, vfm)["version"] == v)
-            wait_for(lambda v=version: any(v in versions for versions, *_ in list(seen)), 30, "its answers to all")
+            wait_for(lambda v=version: any(v in versions for versions, *_ in list(seen)), "its answers to all")
     finally:
         stop.set()
         for thread in threads:
@@ -191,17 +191,17 @@ def test_break_by_garbage_in_the_config(server: LiveServer, client: Any, vfm: st
     path.write_text(good)
     timed("mended", lambda: server.vfm(vfm)["reason"] is None)
     # Triton too has to poll twice: it unloaded nothing, or loads it again.
-    wait_for(lambda: answered(client, vfm), 10, "it answers again")
+    wait_for(lambda: answered(client, vfm), "it answers again")
 
 
 def test_pinned_version(server: LiveServer, client: Any, vfm: str) -> None:
     """A rollback: the version policy pins version 1 while version 2 is there."""
     publish_version(server, vfm, 2)
-    wait_for(lambda: answered(client, vfm)["version"] == 2, 10, "version 2")
+    wait_for(lambda: answered(client, vfm)["version"] == 2, "version 2")
     path = server.repository / vfm / "config.pbtxt"
     path.write_text(path.read_text() + "version_policy { specific { versions: 1 } }\n")
     timed("rolled back to version 1", lambda: server.vfm(vfm)["version"] == 1)
-    wait_for(lambda: (answered(client, vfm) or {}).get("version") == 1, 10, "the client sees it")
+    wait_for(lambda: (answered(client, vfm) or {}).get("version") == 1, "the client sees it")
 
 
 def test_copied_in_slowly(server: LiveServer, client: Any, vfm: str) -> None:

@@ -52,9 +52,9 @@ def told(server: LiveServer, name: str, look: Callable[[Values], bool]) -> Value
         found = vfm(server, name)
         return found if look(found) else None
 
-    wait_for(values, 10, f"metrics of {name!r}, which are {vfm(server, name).of}")
+    wait_for(values, f"metrics of {name!r}, which are {vfm(server, name).of}")
     seen = scrape(url(server))[FM].at
-    wait_for(lambda: scrape(url(server))[FM].at > seen, 10, "the end of the push, which sends the time last")
+    wait_for(lambda: scrape(url(server))[FM].at > seen, "the end of the push, which sends the time last")
     return vfm(server, name)
 
 
@@ -119,9 +119,7 @@ def test_requests_for_no_vfm(server: LiveServer, client: Any) -> None:
     before = scrape(url(server))[FM].own.get("fmplex_unroutable_requests_total")
     with pytest.raises(InferenceServerException, match="is a physical FM"):
         ask(client, FM, ["good"])
-    wait_for(
-        lambda: scrape(url(server))[FM].own.get("fmplex_unroutable_requests_total") == before + 1, 10, "it is counted"
-    )
+    wait_for(lambda: scrape(url(server))[FM].own.get("fmplex_unroutable_requests_total") == before + 1, "it is counted")
 
 
 @pytest.mark.usefixtures("counted")
@@ -133,7 +131,7 @@ def test_the_exposition_is_valid(server: LiveServer) -> None:
     assert kinds["fmplex_weight"] == kinds["fmplex_share_ratio"] == "gauge"
     series = [line.rpartition(" ")[0] for line in text.splitlines() if line.startswith("fmplex_")]
     assert len(series) == len(set(series))
-    own = wait_for(lambda: _whole(scrape(url(server))[FM].own), 10, "a look that does not fall into a push")
+    own = wait_for(lambda: _whole(scrape(url(server))[FM].own), "a look that does not fall into a push")
     assert own.get("fmplex_engines") == len(server.status()["engine_pids"])
     assert own.get("fmplex_useful_tokens_total") > 0
     assert own.get("fmplex_decision_seconds_count") >= own.get("fmplex_batch_rows_count")

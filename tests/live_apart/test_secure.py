@@ -186,11 +186,11 @@ def test_only_what_is_signed_is_served(secured: Secured, tiny_backbone: Path) ->
         except InferenceServerException:
             return None
 
-    assert "version 1: it is not signed" in wait_for(lambda: record()["reason"], 30, "it is refused")
+    assert "version 1: it is not signed" in wait_for(lambda: record()["reason"], "it is refused")
     assert version() is None
     signed = run("task", "sign", name, "--key", str(secured.signing_key), "-r", str(repository))
     assert signed.returncode == 0, signed.stderr
-    wait_for(lambda: version() == 1, 30, "it is served")
+    wait_for(lambda: version() == 1, "it is served")
     assert record()["signed_by"] in signed.stdout
 
     second = shutil.copytree(folder / "1", stage(repository, name) / "2")
@@ -198,12 +198,12 @@ def test_only_what_is_signed_is_served(secured: Secured, tiny_backbone: Path) ->
         head.seek(-1, os.SEEK_END)
         head.write(b"\x00")
     publish(second, folder / "2")
-    told = wait_for(lambda: record()["reason"], 30, "it is refused")
+    told = wait_for(lambda: record()["reason"], "it is refused")
     assert told.startswith("vFM 'sealed': version 2: it is not what ed25519:")
     assert told.endswith("has signed: head.safetensors was changed")
     assert (record()["state"], version()) == ("serving", 1)
     (folder / "1").rename(folder / "3")  # a way back
-    wait_for(lambda: version() == 3, 30, "version 1 is served as version 3")
+    wait_for(lambda: version() == 3, "version 1 is served as version 3")
 
 
 def test_tokens_come_and_go_while_it_serves(secured: Secured) -> None:
@@ -218,10 +218,10 @@ def test_tokens_come_and_go_while_it_serves(secured: Secured) -> None:
             except InvalidRequest:
                 return False
 
-    wait_for(lambda: good(second), 30, "the second token")
+    wait_for(lambda: good(second), "the second token")
     assert good(secured.token)
     assert run("task", "token", "good", "--revoke", "-r", repository).returncode == 0
-    wait_for(lambda: good(""), 30, "anybody may ask")
+    wait_for(lambda: good(""), "anybody may ask")
     [record] = [vfm for vfm in fetch_status(served.http, "tiny")["vfms"] if vfm["name"] == "good"]
     assert record["access"] == "anybody"
 

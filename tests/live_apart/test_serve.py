@@ -138,7 +138,7 @@ def test_what_ends_by_itself_is_started_again(small_repository: Path, victim: st
         warm = warm_of(served)
         tree = [one for one in psutil.Process(served.process.pid).children(recursive=True) if one != warm]
         child(served, victim).kill()
-        wait_for(lambda: "is ready again after" in served.printed, 120, "another server")
+        wait_for(lambda: "is ready again after" in served.printed, "another server")
         assert run("infer", "good", "hello", "--url", served.http).returncode == 0
         assert warm_of(served) == warm
         assert not psutil.wait_procs(tree, timeout=10)[1]

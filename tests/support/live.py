@@ -24,6 +24,9 @@ from fmplex_tools.serving import fetch_status
 
 FM = "minilm"
 Text = str | bytes
+PATIENCE = 120
+"""Seconds after which a test takes what has not come for what never comes. Nothing is said of how fast it should be:
+the machine may have other work, and a hundred things wait."""
 _T = TypeVar("_T")
 
 
@@ -47,7 +50,7 @@ class LiveServer:
         """Its record in the status; None where there is none."""
         return next((vfm for vfm in self.status()["vfms"] if vfm["name"] == name), None)
 
-    def wait_serving(self, name: str, timeout: float = 30, **expected: Any) -> dict[str, Any]:
+    def wait_serving(self, name: str, **expected: Any) -> dict[str, Any]:
         """Wait until Triton has the ensemble ``name`` and the host serves it, with ``expected`` in its record."""
 
         def look() -> dict[str, Any] | None:
@@ -55,17 +58,17 @@ class LiveServer:
             good = record is not None and record["state"] == "serving"
             return record if good and all(record.get(k) == v for k, v in expected.items()) else None
 
-        record = wait_for(look, timeout, f"{name!r} serving {expected}")
+        record = wait_for(look, f"{name!r} serving {expected}")
         with grpc.InferenceServerClient(self.grpc) as client:
-            wait_for(lambda: client.is_model_ready(name), timeout, f"Triton's {name!r} ready")
+            wait_for(lambda: client.is_model_ready(name), f"Triton's {name!r} ready")
         return record
 
 
-def wait_for(look: Callable[[], _T | None], timeout: float, what: str) -> _T:
-    """Ask ``look`` until it gives something true. Fails after ``timeout`` seconds."""
-    end = time.monotonic() + timeout
+def wait_for(look: Callable[[], _T | None], what: str) -> _T:
+    """Ask ``look`` until it gives something true. Fails after ``PATIENCE`` seconds."""
+    end = time.monotonic() + PATIENCE
     while not (found := look()):
-        assert time.monotonic() < end, f"not within {timeout} s: {what}"
+        assert time.monotonic() < end, f"not within {PATIENCE} s: {what}"
         time.sleep(0.02)
     return found
 
@@ -150,10 +153,10 @@ class Load:
                     with self._lock:
                         self.answered[name] += 1
 
-    def wait_answers(self, more: int, timeout: float = 60) -> None:
+    def wait_answers(self, more: int) -> None:
         """Wait until ``more`` further requests were answered: the load is on, or went on."""
         goal = self.answered.total() + more
-        wait_for(lambda: self.answered.total() >= goal, timeout, f"{more} more answers under load")
+        wait_for(lambda: self.answered.total() >= goal, f"{more} more answers under load")
 
     def __enter__(self) -> Load:
         for thread in self._threads:

@@ -64,7 +64,7 @@ class Served:
         return f"127.0.0.1:{self.ports[0]}"
 
     def wait_ready(self) -> None:
-        wait_for(lambda: "ready in" in self.printed or self.process.poll() is not None, 120, "serve is ready")
+        wait_for(lambda: "ready in" in self.printed or self.process.poll() is not None, "serve is ready")
         assert "ready in" in self.printed, self.printed
 
     def finish(self) -> int:

@@ -87,7 +87,7 @@ class Host:
 
     def reply(self, request: Pending) -> Any:
         """Wait for its reply."""
-        wait_for(lambda: request in self.replies, 10, "a reply")
+        wait_for(lambda: request in self.replies, "a reply")
         return request.reply()
 
 
@@ -236,7 +236,7 @@ def test_a_suspect_whose_time_is_over_is_answered_before_its_neighbours_are_trie
     a, b = host.vfm("a", 1), host.vfm("b", 2)
     engine.gate.clear()
     busy = host.request((b, 1))
-    assert engine.entered.acquire(timeout=5)
+    assert engine.entered.acquire(timeout=60)
     deadline = time.monotonic() + 2
     late, patient = host.request((a, 1), deadline=deadline), host.request((a, 1))
     host.dispatcher.retire(a)
@@ -247,7 +247,7 @@ def test_a_suspect_whose_time_is_over_is_answered_before_its_neighbours_are_trie
     assert isinstance(host.reply(late), DeadlineExceeded)
     assert values(host.reply(patient)) == {"port1.vector": [1]}
     assert values(host.reply(busy)) == {"port2.vector": [1 + 1]}
-    wait_for(lambda: engine.live == {2}, 5, "the retired generation is dropped")
+    wait_for(lambda: engine.live == {2}, "the retired generation is dropped")
 
 
 def test_an_engine_that_hangs_is_ended(tmp_path: Path, engine: FakeEngine) -> None:
@@ -293,10 +293,10 @@ def test_an_idle_engine_that_hangs_is_ended_before_anybody_asks(tmp_path: Path, 
     host = Host(tmp_path, [engine], hang_seconds=0.5)
     host.dispatcher.start()
     try:
-        wait_for(lambda: engine.pings > 1, 10, "pings that are answered")
+        wait_for(lambda: engine.pings > 1, "pings that are answered")
         assert engine.starts == 1
         silent.set()
-        wait_for(lambda: engine.starts > 1, 10, "another engine")
+        wait_for(lambda: engine.starts > 1, "another engine")
         silent.clear()
         assert values(host.reply(host.request((host.vfm("a", 1), 1)))) == {"port1.vector": [1]}
     finally:
@@ -322,7 +322,7 @@ def test_engines_that_die_at_once_over_and_over_are_started_with_pauses(
     engine.deaths += [dies_on(DropGeneration)] * 4
     for number in range(2, 6):
         host.dispatcher.retire(host.generation(number))
-        wait_for(lambda most=number: engine.starts == most, 10, "a new engine")
+        wait_for(lambda most=number: engine.starts == most, "a new engine")
     assert [line.rpartition("; ")[2] for line in host.log if "starting" in line] == [
         *["starting a new one"] * 2, "starting a new one in 0.5 s", "starting a new one in 1.0 s"
     ]  # fmt: skip
@@ -335,7 +335,7 @@ def test_an_engine_that_dies_under_a_command(host: Host, engine: FakeEngine, mes
     b = host.vfm("b", 2)
     host.dispatcher.retire(a)
     assert values(host.reply(host.request((b, 1)))) == {"port2.vector": [2]}
-    wait_for(lambda: engine.live == {2}, 5, "1 is dropped, 2 is held")
+    wait_for(lambda: engine.live == {2}, "1 is dropped, 2 is held")
 
 
 def test_a_generation_that_kills_engines_is_refused_and_the_others_are_served(host: Host, engine: FakeEngine) -> None:
@@ -373,11 +373,11 @@ def test_a_load_is_not_to_blame_for_what_runs_beside_it(host: Host, engine: Fake
     engine.deaths += [beside] * MAX_DEATHS
     engine.gate.clear()
     busy = host.request((a, 1))
-    assert engine.entered.acquire(timeout=5)
+    assert engine.entered.acquire(timeout=60)
     waiting = host.request((a, 1))
     with ThreadPoolExecutor(1) as pool:
         loaded = pool.submit(host.dispatcher.load, replace(a, number=2, vfm="b", path=a.path.with_name("2")))
-        wait_for(lambda: not engine.inbox.empty() or host.dispatcher._lanes[0].commands, 5, "the load waits")
+        wait_for(lambda: not engine.inbox.empty() or host.dispatcher._lanes[0].commands, "the load waits")
         engine.gate.set()
         assert loaded.result(30).error is None
     assert engine.starts == 2
@@ -404,7 +404,7 @@ def test_a_batch_is_sent_while_another_one_runs(ahead: Host, engine: FakeEngine)
     engine.gate.clear()
     requests = [ahead.request((a, 4)) for _ in range(4)] + [ahead.request((b, 1))]
     (lane,) = ahead.dispatcher._lanes
-    wait_for(lambda: len(lane.flights) == 2, 5, "one runs, one is prepared")
+    wait_for(lambda: len(lane.flights) == 2, "one runs, one is prepared")
     assert ahead.dispatcher.waiting("a") == 8, "no more than that"
     engine.gate.set()
     assert [len(values(ahead.reply(r)).popitem()[1]) for r in requests] == [4, 4, 4, 4, 1]
@@ -417,7 +417,7 @@ def test_an_engine_that_dies_with_two_batches(ahead: Host, engine: FakeEngine) -
     engine.gate.clear()
     guilty, innocent = ahead.request((a, 4)), ahead.request((b, 4))
     (lane,) = ahead.dispatcher._lanes
-    wait_for(lambda: len(lane.flights) == 2, 5, "one runs, one is prepared")
+    wait_for(lambda: len(lane.flights) == 2, "one runs, one is prepared")
     engine.gate.set()
     assert isinstance(ahead.reply(guilty), Quarantined)
     assert values(ahead.reply(innocent)) == {"port2.vector": [2] * 4}
@@ -439,7 +439,7 @@ def test_pinned_adapters(host: Host, engine: FakeEngine) -> None:
     assert values(host.reply(host.request((b, 1)))) == {"port2.vector": [2]}
     assert engine.pinned == {1, 3}
     host.dispatcher.retire(a)
-    wait_for(lambda: slots() == 7, 5, "its slot is given back")
+    wait_for(lambda: slots() == 7, "its slot is given back")
 
 
 def test_who_has_a_slot_is_known(host: Host, engine: FakeEngine) -> None:
@@ -491,7 +491,7 @@ def test_a_row_with_an_error_fails_its_request_alone(host: Host, engine: FakeEng
     a, b = host.vfm("a", 1), host.vfm("b", 2)
     engine.gate.clear()
     blocker = host.request((b, 1))
-    assert engine.entered.acquire(timeout=5)
+    assert engine.entered.acquire(timeout=60)
     bad, good = host.request((a, 6)), host.request((b, 2))
 
     def fails_for_1(message: RunBatch) -> BatchDone:
@@ -513,7 +513,7 @@ def test_deadline_passes_in_the_queue(host: Host, engine: FakeEngine) -> None:
     a = host.vfm("a", 1)
     engine.gate.clear()
     running = host.request((a, 1))
-    assert engine.entered.acquire(timeout=5)
+    assert engine.entered.acquire(timeout=60)
     late = host.request((a, 2), deadline=time.monotonic())
     engine.gate.set()
     reply = host.reply(late)
@@ -528,7 +528,7 @@ def test_deadlines_are_answered_while_the_engine_is_busy(host: Host, engine: Fak
     a = host.vfm("a", 1)
     engine.gate.clear()
     running = host.request((a, 1))
-    assert engine.entered.acquire(timeout=5)
+    assert engine.entered.acquire(timeout=60)
     later = host.request((a, 1), deadline=time.monotonic() + 0.1)
     sooner = host.request((a, 1), deadline=time.monotonic() + 0.02)
     for late in (sooner, later):
@@ -551,7 +551,7 @@ def test_a_full_queue_takes_all_rows_or_none(host: Host, engine: FakeEngine) -> 
     a, b = host.vfm("a", 1), host.vfm("b", 2, max_queue_size=2)
     engine.gate.clear()
     running = host.request((a, 1))
-    assert engine.entered.acquire(timeout=5)
+    assert engine.entered.acquire(timeout=60)
     with pytest.raises(QueueFull, match=r"vFM 'b': no room for . more rows in its queue, 0 of 2 wait"):
         host.request((a, 2), (b, 3))
     assert host.dispatcher.waiting("a") == host.dispatcher.waiting("b") == 0
@@ -564,14 +564,14 @@ def test_retired_generation_drains_then_goes(host: Host, engine: FakeEngine) -> 
     old = host.vfm("a", 1)
     engine.gate.clear()
     request = host.request((old, 6))
-    assert engine.entered.acquire(timeout=5)
+    assert engine.entered.acquire(timeout=60)
     host.dispatcher.retire(old)
     host.request((old, 1))
     assert not host.accepted, "it takes no more rows"
     engine.gate.set()
     assert values(host.reply(request)) == {"port1.vector": [1] * 6}
-    wait_for(lambda: not engine.live, 5, "the engine forgot it")
-    wait_for(lambda: not old.path.exists(), 5, "its file is gone")
+    wait_for(lambda: not engine.live, "the engine forgot it")
+    wait_for(lambda: not old.path.exists(), "its file is gone")
 
 
 def test_a_refusal_by_one_engine_is_taken_back_from_all(tmp_path: Path) -> None:
@@ -583,7 +583,7 @@ def test_a_refusal_by_one_engine_is_taken_back_from_all(tmp_path: Path) -> None:
         host.dispatcher.set_policy("a", VfmPolicy(), new=True)
         generation = Generation(1, "a", 1, ARTIFACT, 2, tmp_path / "1", ())
         assert host.dispatcher.load(generation).error == "rank too large"
-        wait_for(lambda: not good.live and not bad.live, 5, "neither holds it")
+        wait_for(lambda: not good.live and not bad.live, "neither holds it")
         host.generation(2, "b")
         assert good.live == bad.live == {2}
     finally:
@@ -601,14 +601,14 @@ def test_rows_find_the_engine_that_is_free(tmp_path: Path) -> None:
             engine.gate.clear()
         running = [host.request((a, 4)) for _ in engines]
         for engine in engines:
-            assert engine.entered.acquire(timeout=5), "each has one"
+            assert engine.entered.acquire(timeout=60), "each has one"
         for engine in reversed(engines):
             engine.gate.set()
             assert values(host.reply(host.request((a, 2)))) == {"port1.vector": [1, 1]}
             engine.gate.clear()
             running.append(host.request((a, 4)))
-            assert engine.entered.acquire(timeout=5), "the two rows"
-            assert engine.entered.acquire(timeout=5), "the four that came after them"
+            assert engine.entered.acquire(timeout=60), "the two rows"
+            assert engine.entered.acquire(timeout=60), "the four that came after them"
     finally:
         for engine in engines:
             engine.gate.set()
@@ -623,11 +623,11 @@ def test_stop_answers_what_waits(tmp_path: Path, engine: FakeEngine) -> None:
     a = host.vfm("a", 1)
     engine.gate.clear()
     running = host.request((a, 1))
-    assert engine.entered.acquire(timeout=5)
+    assert engine.entered.acquire(timeout=60)
     waiting = [host.request((a, 2)) for _ in range(3)]
     stopper = threading.Thread(target=host.dispatcher.stop)
     stopper.start()
-    wait_for(lambda: host.dispatcher._stopping, 5, "stopping")
+    wait_for(lambda: host.dispatcher._stopping, "stopping")
     with pytest.raises(Unavailable, match="shutting down"):
         host.request((a, 1))
     engine.gate.set()
@@ -666,7 +666,7 @@ def test_what_the_meter_is_told(host: Host, engine: FakeEngine) -> None:
     a, b = host.vfm("a", 1, weight=2), host.vfm("b", 2, max_queue_size=2)
     engine.gate.clear()
     running = host.request((a, 2))
-    assert engine.entered.acquire(timeout=5)
+    assert engine.entered.acquire(timeout=60)
     late = host.request((a, 1), (b, 2), deadline=time.monotonic())
     assert isinstance(host.reply(late), DeadlineExceeded)
     with pytest.raises(QueueFull):
@@ -676,7 +676,7 @@ def test_what_the_meter_is_told(host: Host, engine: FakeEngine) -> None:
     host.reply(running)
     engine.deaths += [dies_on(RunBatch)] * (deaths := 5)  # the two rows together thrice, one of them twice alone
     host.reply(host.request((b, 2)))
-    wait_for(lambda: engine.starts == 1 + deaths, 5, "a new engine")
+    wait_for(lambda: engine.starts == 1 + deaths, "a new engine")
     assert counted(host, "fmplex_weight") == {"a": 2, "b": 1}
     assert counted(host, "fmplex_rows_total", "served") == {"a": 2}
     assert counted(host, "fmplex_rows_total", "expired") == {"a": 1, "b": 2}

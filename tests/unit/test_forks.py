@@ -89,7 +89,7 @@ def test_the_fork_server_may_die_too(engine: EngineProcess, forks: ForkServer) -
     os.kill(first, signal.SIGKILL)
     with pytest.raises(EngineDied):
         engine.receive(LIMIT)
-    wait_for(lambda: dead(engine.pid), 10, "the processes are gone")
+    wait_for(lambda: dead(engine.pid), "the processes are gone")
     engine.start(LIMIT)
     assert forks.pid != first
     assert computes(engine)
@@ -187,7 +187,7 @@ def test_what_came_of_it_lives_on_when_it_dies(
         from_warm.start(LIMIT)
         assert warm.pid in parents(from_warm)
         warm.kill()
-        wait_for(lambda: dead(warm.pid), 10, "its end")
+        wait_for(lambda: dead(warm.pid), "its end")
     pid = from_warm.pid
     assert computes(from_warm)
     from_warm.kill()
@@ -218,7 +218,7 @@ def test_its_fork_server_ends_with_the_host(warm: psutil.Process, from_warm: Eng
     engine, fork_server = from_warm.pid, parents(from_warm)[0]
     from_warm.close()
     from_warm._fork_server.close()
-    wait_for(lambda: dead(engine) and dead(fork_server), 10, "the processes are gone")
+    wait_for(lambda: dead(engine) and dead(fork_server), "the processes are gone")
     assert warm.is_running()
     assert told == []
 
@@ -250,4 +250,4 @@ def test_nothing_outlives_the_host(tiny_backbone: Path) -> None:
     host.kill()
     host.wait()
     host.stdout.close()
-    wait_for(lambda: all(dead(pid) for pid in pids), 10, "the processes are gone")
+    wait_for(lambda: all(dead(pid) for pid in pids), "the processes are gone")

@@ -58,7 +58,7 @@ def test_what_is_refused_is_returned_and_nothing_comes_later(asked: Asked) -> No
 def test_a_full_queue_tells_each_when_to_come_again(asked: Asked) -> None:
     asked.engine.gate.clear()
     assert asked.ask(0, rows=2) is None
-    assert asked.engine.entered.acquire(timeout=10)  # they run, and two more may wait
+    assert asked.engine.entered.acquire(timeout=60)  # they run, and two more may wait
     assert asked.ask(0, rows=2) is None
     refused = [asked.ask(0, rows=2) for _ in range(3)]
     assert all(isinstance(error, Unavailable) and "2 of 2 wait" in str(error) for error in refused)

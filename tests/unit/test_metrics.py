@@ -386,7 +386,7 @@ def test_series_of_a_removed_vfm_go_and_one_of_its_name_begins_anew(
 
 def test_stop_ends_every_series(meter: Meter, server: FakeServer, publisher: Publisher) -> None:
     publisher.start()
-    wait_for(lambda: server.series.get(("fmplex_vfms", "fm=m")), 5, "published")
+    wait_for(lambda: server.series.get(("fmplex_vfms", "fm=m")), "published")
     publisher.stop()
     assert not server.series
     assert not publisher._thread.is_alive()
@@ -425,6 +425,6 @@ def test_a_defect_ends_the_metrics_and_nothing_else(meter: Meter, monkeypatch: p
     monkeypatch.setattr(publishing, "INTERVAL", 0.01)
     publisher = Publisher("m", lambda: meter.snapshot(0.0, {}), refuse, log.append)
     publisher.start()
-    wait_for(lambda: log, 5, "the log says so")
+    wait_for(lambda: log, "the log says so")
     publisher.stop()
     assert log == ["defect: no metrics from here on: RuntimeError: no such thing"]

@@ -52,8 +52,8 @@ def test_swap_and_drain(site: Site) -> None:
     site.version("a", 2)
     site.scan()
     assert site.served(0) == ("a", 2, 2)
-    wait_for(lambda: site.engine.live == {2}, 5, "the old generation is dropped")
-    wait_for(lambda: len(list(site.work.iterdir())) == 1, 5, "and its file")
+    wait_for(lambda: site.engine.live == {2}, "the old generation is dropped")
+    wait_for(lambda: len(list(site.work.iterdir())) == 1, "and its file")
 
 
 def test_nothing_changes_nothing(site: Site) -> None:
@@ -121,7 +121,7 @@ def test_remove_and_come_back(site: Site) -> None:
     os.rename(folder, site.repository.parent / "away")
     site.scan(1)
     assert (site.served(0), site.registry.status()) == (None, [])
-    wait_for(lambda: not site.engine.live, 5, "the engine forgot it")
+    wait_for(lambda: not site.engine.live, "the engine forgot it")
     os.rename(site.repository.parent / "away", folder)
     site.scan()
     assert site.served(0) == ("a", 1, 2)
@@ -197,7 +197,7 @@ def test_a_vfm_that_becomes_a_bundle_is_let_go(site: Site) -> None:
     write_config(folder / "config.pbtxt", ensemble_config("minilm", outputs, {"x": [-1], "y": [-1]}))
     site.scan()
     assert site.served(0) is None
-    wait_for(lambda: not site.engine.live, 5, "the engine forgot it")
+    wait_for(lambda: not site.engine.live, "the engine forgot it")
 
 
 def test_a_config_that_is_just_being_written_removes_nothing(site: Site) -> None:

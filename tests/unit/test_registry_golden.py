@@ -42,7 +42,7 @@ def until_served(site: Site, port: int, version: int) -> None:
         served = site.served(port)
         return served is not None and served[1] == version
 
-    wait_for(look, 10, f"version {version} on port {port}")
+    wait_for(look, f"version {version} on port {port}")
 
 
 def until_refused(site: Site, name: str) -> str:
@@ -50,7 +50,7 @@ def until_refused(site: Site, name: str) -> str:
         site.scan(1)
         return site.record(name)["reason"]
 
-    return str(wait_for(look, 10, f"{name!r} is refused"))
+    return str(wait_for(look, f"{name!r} is refused"))
 
 
 def test_at_the_start_all_are_asked_together(site: Site) -> None:
@@ -84,8 +84,8 @@ def test_a_mismatch_is_refused_and_the_old_version_goes_on(site: Site) -> None:
     )
     assert site.served(0) == ("a", 1, 1)
     assert (site.record("a")["state"], site.record("a")["golden"]) == ("serving", "passed")
-    wait_for(lambda: site.engine.live == {1}, 5, "the refused generation is dropped")
-    wait_for(lambda: [p.name for p in site.work.iterdir()] == ["1.safetensors"], 5, "and its file")
+    wait_for(lambda: site.engine.live == {1}, "the refused generation is dropped")
+    wait_for(lambda: [p.name for p in site.work.iterdir()] == ["1.safetensors"], "and its file")
     logged = len(site.log)
     site.scan(4)
     assert len(site.log) == logged, "it is refused once, not at every scan"
@@ -101,7 +101,7 @@ def test_a_new_vfm_that_mismatches_is_not_served_and_leaves_nothing(site: Site) 
     assert site.served(1) == ("b", 1, 2)
     assert site.record("a")["state"] == "refused"
     assert {name for name, _ in site.dispatcher.metrics().vfms} == {"b"}
-    wait_for(lambda: site.engine.live == {2}, 5, "the refused generation is dropped")
+    wait_for(lambda: site.engine.live == {2}, "the refused generation is dropped")
 
 
 def test_a_broken_golden_file_is_refused(site: Site) -> None:
@@ -120,7 +120,7 @@ def test_a_scan_does_not_wait_for_answers(site: Site) -> None:
     site.engine.gate.clear()
     site.scan(1)
     assert site.registry.scan() is False
-    assert site.engine.entered.acquire(timeout=5), "the golden row is on the engine"
+    assert site.engine.entered.acquire(timeout=60), "the golden row is on the engine"
     assert site.registry.scan() is False
     assert site.record("a")["state"] == "loading"
     site.engine.gate.set()
@@ -132,11 +132,11 @@ def test_removed_while_it_is_asked(site: Site) -> None:
     golden(folder / "1", 1.0)
     site.engine.gate.clear()
     site.scan()
-    assert site.engine.entered.acquire(timeout=5)
+    assert site.engine.entered.acquire(timeout=60)
     folder.rename(site.repository.parent / "away")
     site.scan()
     site.engine.gate.set()
-    wait_for(lambda: not site.engine.live, 5, "the engine forgot it")
+    wait_for(lambda: not site.engine.live, "the engine forgot it")
     site.scan()
     assert (site.served(0), site.registry.status()) == (None, [])
 
@@ -146,30 +146,30 @@ def test_replaced_while_it_is_asked(site: Site) -> None:
     golden(site.add("a", 0) / "1", 7.0)
     site.engine.gate.clear()
     site.scan()
-    assert site.engine.entered.acquire(timeout=5)
+    assert site.engine.entered.acquire(timeout=60)
     golden(site.version("a", 2), 2.0)
     opened = threading.Timer(0.1, site.engine.gate.set)  # loading waits for the engine
     opened.start()
     site.scan()
     opened.join()
     until_served(site, 0, 2)
-    wait_for(lambda: site.engine.live == {2}, 5, "generation 1 is dropped")
+    wait_for(lambda: site.engine.live == {2}, "generation 1 is dropped")
     assert not any("instead of" in line for line in site.log)
 
 
 def test_taken_back_while_it_is_asked(site: Site) -> None:
     golden(site.add("a", 0) / "1", 1.0)
     site.registry.scan(settled=True)
-    assert site.engine.entered.acquire(timeout=5)
+    assert site.engine.entered.acquire(timeout=60)
     version = site.version("a", 2)
     golden(version, 2.0)
     site.engine.gate.clear()
     site.scan()
-    assert site.engine.entered.acquire(timeout=5)
+    assert site.engine.entered.acquire(timeout=60)
     version.rename(site.repository.parent / "away")
     site.scan()
     site.engine.gate.set()
-    wait_for(lambda: site.engine.live == {1}, 5, "generation 2 is dropped")
+    wait_for(lambda: site.engine.live == {1}, "generation 2 is dropped")
     assert site.served(0) == ("a", 1, 1)
 
 

@@ -66,7 +66,7 @@ def test_what_is_read_ahead_is_not_read_again(tiers: AdapterTiers, disk: Disk) -
 
 def test_what_was_read_ahead_for_nobody_is_no_more_than_other_memory(tiers: AdapterTiers) -> None:
     tiers.read_ahead([1, 2, 3, 4])
-    wait_for(lambda: all(coming.done() for coming in tiers._coming.values()), 10, "it is read")
+    wait_for(lambda: all(coming.done() for coming in tiers._coming.values()), "it is read")
     tiers.read_ahead([])
     assert not tiers._coming
     assert len(tiers._in_memory) == 2
@@ -76,7 +76,7 @@ def test_what_was_read_ahead_for_nobody_is_no_more_than_other_memory(tiers: Adap
 def test_a_file_that_is_gone_is_told_by_the_row_that_needs_it(tiers: AdapterTiers, disk: Disk) -> None:
     disk.gone.add("file 1")
     tiers.read_ahead([1])
-    wait_for(lambda: all(coming.done() for coming in tiers._coming.values()), 10, "it is read")
+    wait_for(lambda: all(coming.done() for coming in tiers._coming.values()), "it is read")
     tiers.read_ahead([])
     moves, errors = tiers.bring([STAMPS[1], STAMPS[6]])
     assert moves.installed == [6]

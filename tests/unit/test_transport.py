@@ -441,7 +441,7 @@ def test_arrays_outlive_the_process_that_sent_them(child: tuple[Channel, subproc
     channel.close()
     assert [set(array) for array in received] == [{n} for n in range(4)]
     received.clear()
-    wait_for(lambda: maps() == before, 10, "the blocks to go")
+    wait_for(lambda: maps() == before, "the blocks to go")
 
 
 @pytest.mark.parametrize("limit", [0])
