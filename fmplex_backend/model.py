@@ -20,12 +20,8 @@ from fmplex_backend.host.log import LOG_FORMAT, HostLog, event_of
 from fmplex_backend.host.publishing import Publisher
 from fmplex_backend.host.requests import Ask, Reply
 from fmplex_backend.repository.config import FMSettings
+from fmplex_backend.repository.modalities import TENSORS
 from fmplex_backend.repository.sockets import SOCKETS, STATUS_OUTPUT, output_name
-
-_INPUTS = (
-    {"name": "text", "data_type": "TYPE_STRING", "dims": [1]},
-    {"name": "text_pair", "data_type": "TYPE_STRING", "dims": [1], "optional": True},
-)
 
 
 class TritonPythonModel:
@@ -36,8 +32,10 @@ class TritonPythonModel:
         """Declare the inputs, and for every port one output per socket. Raises on settings that are wrong."""
         values = config.as_dict()
         settings = _settings(values["name"], values["parameters"])
-        for tensor in _INPUTS:
-            config.add_input(tensor)
+        for tensor in TENSORS.values():
+            config.add_input(
+                {"name": tensor.name, "data_type": tensor.data_type, "dims": list(tensor.dims), "optional": True}
+            )
         config.add_output({"name": STATUS_OUTPUT, "data_type": "TYPE_STRING", "dims": [1]})
         # add_output() compares each with all before it: 1.8 s for the 6,000 of 1,024 ports.
         config.as_dict()["output"] += [

@@ -65,7 +65,7 @@ class AsyncClient:
     async def predict(
         self,
         task: str,
-        texts: Sequence[str],
+        rows: Sequence[Any],
         *,
         text_pairs: Sequence[str] | None = ...,
         expect: type[_R],
@@ -78,7 +78,7 @@ class AsyncClient:
     async def predict(
         self,
         task: str,
-        texts: Sequence[str],
+        rows: Sequence[Any],
         *,
         text_pairs: Sequence[str] | None = ...,
         expect: None = ...,
@@ -90,7 +90,7 @@ class AsyncClient:
     async def predict(
         self,
         task: str,
-        texts: Sequence[str],
+        rows: Sequence[Any],
         *,
         text_pairs: Sequence[str] | None = None,
         expect: type[Any] | None = None,
@@ -105,7 +105,7 @@ class AsyncClient:
 
         async def attempt() -> list[Answer]:
             return await self._run(
-                plan(await self._task(task, deadline), texts, text_pairs, request_id, version, self._token), deadline
+                plan(await self._task(task, deadline), rows, text_pairs, request_id, version, self._token), deadline
             )
 
         try:

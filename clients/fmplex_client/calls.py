@@ -12,8 +12,9 @@ from typing import Any
 
 from fmplex_client.errors import FMplexClientError, InvalidRequest, ServerError, UnknownTask
 from fmplex_client.results import Answer, Result
+from fmplex_client.rows import chunks, text_tensor
 from fmplex_client.tasks import Task
-from fmplex_client.wire import Request, Response, split, text_tensor
+from fmplex_client.wire import Request, Response, split
 
 STATUS_OUTPUT = "status"
 """Output of a physical FM that tells what it serves."""
@@ -30,19 +31,20 @@ def check_protocol(protocol: str, tls_ca: str) -> None:
 
 
 def plan(
-    task: Task, texts: Sequence[str], text_pairs: Sequence[str] | None, request_id: str, version: str, token: str = ""
+    task: Task, rows: Sequence[Any], text_pairs: Sequence[str] | None, request_id: str, version: str, token: str = ""
 ) -> list[Request]:
-    """The requests for one ``predict``. Raises `InvalidRequest` where pairs are missing or not wanted."""
+    """The requests for one ``predict``. Raises `InvalidRequest` for rows that it does not read."""
     if task.kind == "model":
         raise InvalidRequest(f"{task.name!r} is no task but the model behind tasks; tasks() lists the tasks")
-    if text_pairs is not None and not task.takes_pairs:
+    if text_pairs is not None and not task.takes_pairs and "text" in task.inputs:
         raise InvalidRequest(f"task {task.name!r} takes single texts; leave text_pairs out")
     if text_pairs is None and task.takes_pairs:
         raise InvalidRequest(f"task {task.name!r} takes text pairs; give text_pairs, one for each text")
     # max_batch_size 0 is a model without a batch dimension, whose tensors are shaped otherwise than FMplex's.
     if task.max_batch_size < 1:
         raise InvalidRequest(f"model {task.name!r} takes no batches (max_batch_size 0), so it is no FMplex task")
-    made = split(task.name, texts, text_pairs, task.max_batch_size, request_id=request_id, version=version)
+    parts = chunks(task.inputs, rows, text_pairs, task.max_batch_size)
+    made = split(task.name, parts, request_id=request_id, version=version)
     return [replace(request, token=token) for request in made]
 
 

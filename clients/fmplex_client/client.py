@@ -68,7 +68,7 @@ class Client:
     def predict(
         self,
         task: str,
-        texts: Sequence[str],
+        rows: Sequence[Any],
         *,
         text_pairs: Sequence[str] | None = ...,
         expect: type[_R],
@@ -81,7 +81,7 @@ class Client:
     def predict(
         self,
         task: str,
-        texts: Sequence[str],
+        rows: Sequence[Any],
         *,
         text_pairs: Sequence[str] | None = ...,
         expect: None = ...,
@@ -93,7 +93,7 @@ class Client:
     def predict(
         self,
         task: str,
-        texts: Sequence[str],
+        rows: Sequence[Any],
         *,
         text_pairs: Sequence[str] | None = None,
         expect: type[Any] | None = None,
@@ -101,7 +101,9 @@ class Client:
         request_id: str = "",
         version: str = "",
     ) -> list[Any]:
-        """One answer per text, in order (see `fmplex_client.results`); a bundle's is a dict, member → result.
+        """One answer per row, in order (see `fmplex_client.results`); a bundle's is a dict, member → result.
+
+        A row is a text or, as the task reads, an image, a sound or a series (see `fmplex_client.rows`).
 
         A list longer than the task's ``max_batch_size`` is sent as several requests, one after the other. ``expect``
         (e.g. ``Classification``) says which type the answers must have, to you and to the type checker. ``timeout``
@@ -115,7 +117,7 @@ class Client:
         request_id = request_id or new_request_id()
 
         def make() -> list[Request]:
-            return plan(self._task(task, deadline), texts, text_pairs, request_id, version, self._token)
+            return plan(self._task(task, deadline), rows, text_pairs, request_id, version, self._token)
 
         try:
             answers = self._run(make(), deadline)

@@ -1,4 +1,4 @@
-"""From texts to Triton requests and back; nothing is sent here. Both protocols, sync and async, share it."""
+"""From tensors to Triton requests and back; nothing is sent here. Both protocols, sync and async, share it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
+from tritonclient.utils import np_to_triton_dtype
 
 from fmplex_client.errors import FMplexClientError, InvalidRequest, ServerError, error_from
 from fmplex_client.results import Array
+from fmplex_client.rows import Tensors
 
 Protocol: TypeAlias = Literal["http", "grpc"]
 
@@ -29,10 +30,10 @@ CHANNEL_ARGS = [
 
 @dataclass(frozen=True)
 class Request:
-    """One inference request: text tensors [rows, 1] by input name."""
+    """One inference request: tensors [rows, …] by input name."""
 
     model: str
-    tensors: dict[str, Array]
+    tensors: Tensors
     outputs: tuple[str, ...] = ()
     """Outputs asked for; none is all of them."""
     request_id: str = ""
@@ -53,51 +54,17 @@ class Response:
     tensors: dict[str, Array] = field(default_factory=dict)
 
 
-def text_tensor(texts: Sequence[str], what: str) -> Array:
-    """[rows, 1] BYTES. Raises `InvalidRequest` for what is no text, or has no UTF-8 form (lone surrogates)."""
-    if isinstance(texts, (str, bytes)):
-        raise InvalidRequest(f"{what} is one string; give a list of them")
-    rows = np.empty((len(texts), 1), dtype=np.object_)
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InvalidRequest(f"{what}[{i}] is of type {type(text).__name__}; texts are str")
-        try:
-            rows[i, 0] = text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequest(f"{what}[{i}] cannot be written as UTF-8: {error}") from None
-    return rows
-
-
 def split(
-    model: str,
-    texts: Sequence[str],
-    text_pairs: Sequence[str] | None,
-    limit: int,
-    *,
-    request_id: str = "",
-    version: str = "",
-    outputs: Sequence[str] = (),
+    model: str, parts: Sequence[Tensors], *, request_id: str = "", version: str = "", outputs: Sequence[str] = ()
 ) -> list[Request]:
-    """Requests of at most ``limit`` rows each, in order; none for no texts.
+    """One request for each of ``parts``, in order.
 
-    Where there are several, their ids are ``request_id`` with ``.0``, ``.1`` … behind it. Raises `InvalidRequest`.
+    Where there are several, their ids are ``request_id`` with ``.0``, ``.1`` … behind it.
     """
-    tensors = {"text": text_tensor(texts, "texts")}
-    if text_pairs is not None:
-        tensors["text_pair"] = text_tensor(text_pairs, "text_pairs")
-        if len(text_pairs) != len(texts):
-            raise InvalidRequest(f"{len(texts)} texts but {len(text_pairs)} text_pairs; give one for each")
-    step = max(1, limit)
-    starts = range(0, len(texts), step)
+    several = bool(request_id) and len(parts) > 1
     return [
-        Request(
-            model,
-            {name: tensor[start : start + step] for name, tensor in tensors.items()},
-            tuple(outputs),
-            f"{request_id}.{i}" if request_id and len(starts) > 1 else request_id,
-            version,
-        )
-        for i, start in enumerate(starts)
+        Request(model, part, tuple(outputs), f"{request_id}.{i}" if several else request_id, version)
+        for i, part in enumerate(parts)
     ]
 
 
@@ -108,7 +75,7 @@ def encode(request: Request, module: ModuleType, timeout_us: int) -> dict[str, A
     """
     inputs = []
     for name, tensor in request.tensors.items():
-        item = module.InferInput(name, list(tensor.shape), "BYTES")
+        item = module.InferInput(name, list(tensor.shape), np_to_triton_dtype(tensor.dtype))
         item.set_data_from_numpy(tensor)
         inputs.append(item)
     outputs = [module.InferRequestedOutput(name) for name in request.outputs] or None

@@ -147,14 +147,23 @@ class _Work:
         return [tensor.index_select(0, self.entries) for tensor in self.stack.tensors]
 
 
+def _embeddings(model: nn.Module) -> nn.Module:
+    """Where prompts go in; the model itself where it has no word embeddings, and no prompt is served."""
+    find = getattr(model, "get_input_embeddings", None)
+    try:
+        found = find() if callable(find) else None
+    except NotImplementedError:
+        found = None
+    return found if isinstance(found, nn.Module) else model
+
+
 class AdapterBank:
     """Adapters by slot, and the hooks that apply them to a model's modules. Not thread-safe."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, device: str, slots: int) -> None:
         """``slots``: most adapters in it at a time."""
         self._modules = dict(model.named_modules())
-        embeddings = getattr(model, "get_input_embeddings", None)
-        self._modules[EMBEDDINGS] = embeddings() if callable(embeddings) else model
+        self._modules[EMBEDDINGS] = _embeddings(model)
         self._dtype, self._device = dtype, device
         self.slots = slots
         self._free = list(range(slots, 0, -1))

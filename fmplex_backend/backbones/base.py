@@ -5,62 +5,173 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fmplex_backend.backbones.facts import BackboneFacts
 from fmplex_backend.messages import Tokens
+from fmplex_backend.repository.poolings import Reading, reading
 
 
 @dataclass
 class Features:
-    """What the backbone made of a batch of n rows, t positions wide; positions beyond a row's own are masked."""
+    """What the backbone made of s sequences, t positions wide; positions beyond a sequence's own are masked.
+
+    A row is one sequence, or, of a series, one for each channel.
+    """
 
     hidden: Tensor
-    """[n, t, hidden], in the backbone's dtype."""
+    """[s, t, hidden], in the backbone's dtype."""
     mask: Tensor
-    """[n, t] int64, 1 where the row has a position."""
+    """[s, t] int64, 1 where the sequence has a position."""
     inputs: Mapping[str, Tensor]
-    """What went in, each [n, t]."""
+    """What went in, each [s, …]."""
     pooler_output: Tensor | None = None
-    """[n, hidden]: the backbone's own pooler, where it has a trained one."""
+    """[s, hidden]: the backbone's own pooler, where it has a trained one."""
+    special: int = 0
+    """Positions in front that stand for no part of the input, and that a mean leaves out; of text none is left out."""
+    levels: Tensor | None = None
+    """[s, 2] fp32: mean and standard deviation that a series had."""
+    counts: Sequence[int] | None = None
+    """Sequences of each row, in order; None: one each."""
     _pooled: dict[str, Tensor] = field(default_factory=dict)
 
     def pooled(self, pooling: str) -> Tensor:
-        """What a head reads, fp32: one vector a row, [n, hidden], or for ``none`` one a position, [n, t, hidden].
+        """What a head reads, fp32: one vector a row, [n, width], or for ``none`` one a position, [n, t, hidden].
 
-        A row's vector is the ``mean`` over its positions, the first (``cls``) or the ``last``.
+        See `fmplex_backend.repository.poolings`. Of rows with fewer channels than others, what ``each`` reads is
+        filled with zeros.
         """
         if pooling not in self._pooled:
-            self._pooled[pooling] = self._pool(pooling)
+            how = reading(pooling)
+            self._pooled[pooling] = self._positions() if how is None else self._read(how)
         return self._pooled[pooling]
 
-    def _pool(self, pooling: str) -> Tensor:
-        if pooling == "none":
-            return self.hidden.float()
-        if pooling == "mean":
-            mask = self.mask.unsqueeze(-1).to(torch.float32)
-            return (self.hidden.float() * mask).sum(1) / mask.sum(1)
-        if pooling == "cls":
-            return self.hidden[:, 0].float()
-        if pooling == "last":
-            last = self.mask.sum(1) - 1
-            return self.hidden[torch.arange(len(last), device=last.device), last].float()
-        raise ValueError(f"no pooling {pooling!r}")
+    def lengths(self) -> list[int]:
+        """Positions of each row: those that ``none`` gives a vector for."""
+        own: list[int] = (self.mask.sum(1) - self.special).tolist()
+        if self.counts is None:
+            return own
+        ends = list(accumulate(self.counts))
+        return [sum(own[end - count : end]) for end, count in zip(ends, self.counts, strict=True)]
+
+    def _positions(self) -> Tensor:
+        hidden = self.hidden[:, self.special :].float()
+        if self.counts is None:
+            return hidden
+        return self._by_row(hidden).flatten(1, 2)
+
+    def _read(self, how: Reading) -> Tensor:
+        if self.counts is None:
+            return torch.cat([_part(part, self.hidden, self.mask, self.special, self.levels) for part in how.parts], -1)
+        if how.each:
+            parts = [_part(part, self.hidden, self.mask, self.special, self.levels) for part in how.parts]
+            return self._by_row(torch.cat(parts, -1)).flatten(1)
+        hidden, mask = self._by_row(self.hidden[:, self.special :]), self._by_row(self.mask[:, self.special :])
+        levels = None if self.levels is None else self._mean_levels(self.levels)
+        parts = [_part(part, hidden.flatten(1, 2), mask.flatten(1, 2), 0, levels) for part in how.parts]
+        return torch.cat(parts, -1)
+
+    def _by_row(self, of_sequences: Tensor) -> Tensor:
+        """[s, …] as [n, most sequences of a row, …], zeros where a row has fewer."""
+        assert self.counts is not None
+        rows = torch.split(of_sequences, list(self.counts))
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True)  # type: ignore[arg-type]
+
+    def _mean_levels(self, levels: Tensor) -> Tensor:
+        assert self.counts is not None
+        return torch.stack([own.mean(0) for own in torch.split(levels, list(self.counts))])
+
+
+def _part(part: str, hidden: Tensor, mask: Tensor, special: int, levels: Tensor | None) -> Tensor:
+    """fp32 [s, width] of one part of a pooling."""
+    if part == "cls":
+        return hidden[:, 0].float()
+    if part == "last":
+        places = torch.arange(mask.shape[1], device=mask.device)
+        return hidden[torch.arange(len(mask), device=mask.device), (mask * places).argmax(1)].float()
+    if part == "levels":
+        if levels is None:
+            raise ValueError("the backbone tells no levels")
+        return levels
+    values, present = hidden[:, special:].float(), mask[:, special:].unsqueeze(-1)
+    if part == "max":
+        return values.masked_fill(present == 0, -torch.inf).amax(1)
+    weights = present.to(torch.float32)
+    mean = (values * weights).sum(1) / weights.sum(1)
+    if part == "mean":
+        return mean
+    return (((values - mean.unsqueeze(1)) ** 2 * weights).sum(1) / weights.sum(1)).sqrt()
+
+
+def join(parts: Sequence[Features]) -> Features:
+    """The features of batches that went through one after the other, as those of one batch.
+
+    ``inputs`` are left out where the parts differ in shape.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    longest = max(part.mask.shape[1] for part in parts)
+
+    def padded(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([nn.functional.pad(x, [0, 0] * (x.ndim - 2) + [0, longest - x.shape[1]]) for x in tensors])
+
+    first = parts[0]
+    counts = None if first.counts is None else [count for part in parts for count in part.counts or ()]
+    return Features(
+        padded([part.hidden for part in parts]),
+        padded([part.mask for part in parts]),
+        {},
+        _together([part.pooler_output for part in parts]),
+        first.special,
+        _together([part.levels for part in parts]),
+        counts,
+    )
+
+
+def _together(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    found = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(found) if len(found) == len(tensors) else None
 
 
 class Backbone(ABC):
     """One loaded physical backbone. Not thread-safe; the engine runs one batch at a time."""
 
     facts: BackboneFacts
-    model: nn.Module
-    """In eval mode, on its device, requires no gradient. Adapters hook the layers that `facts.layers` names."""
+    model: Any
+    """An `nn.Module` in eval mode, on its device, requires no gradient; adapters hook the layers that `facts` name."""
+    device: str
+
+    def shape(self, row: Tokens) -> tuple[int, ...]:
+        """Rows of one shape go through together; rows of others by themselves, in the same batch. ``()``: all do."""
+        return ()
+
+    def sequences(self, rows: Sequence[Tokens]) -> list[int] | None:
+        """How many sequences the backbone makes of each row, all of which its adapter touches. None: one each."""
+        return None
 
     @abstractmethod
     def collate(self, rows: Sequence[Tokens]) -> dict[str, Tensor]:
-        """Pad ``rows`` to the longest, in host memory: input name → [n, t]. May be called from any thread."""
+        """``rows``, of one shape, padded to the longest, in host memory: input name → [sequences, …].
+
+        May be called from any thread.
+        """
 
     @abstractmethod
     def forward(self, inputs: Mapping[str, Tensor]) -> Features:
-        """Run the backbone on ``inputs``, which are on its device. Called under ``torch.inference_mode``."""
+        """Run the backbone on ``inputs``, which are on its device. Called under ``torch.inference_mode``.
+
+        Of rows with several sequences, `Features.counts` is the caller's to add.
+        """
+
+    @property
+    @abstractmethod
+    def lengths(self) -> Sequence[int]:
+        """Positions of rows to measure with, ascending: from very short ones to the longest that are usual."""
+
+    @abstractmethod
+    def sample(self, row: int, length: int) -> Tokens:
+        """A row with one of these `lengths`; another one for every number ``row``."""

@@ -3,6 +3,69 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
+
+from fmplex_backend.repository.modalities import Modality
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """How text becomes tokens."""
+
+    modality: ClassVar[Modality] = "text"
+    tokenizer: str
+    """The tokenizer, serialized as ``tokenizer.json``."""
+    pad_token_id: int
+    token_type_ids: bool
+    """Whether the backbone tells the two texts of a pair apart by type ids."""
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """How an image becomes patches."""
+
+    modality: ClassVar[Modality] = "image"
+    size: int
+    """Height and width that the backbone was made for, in pixels."""
+    patch: int
+    """Height and width of a patch."""
+    special: int
+    """Positions in front of the patches: class token and registers."""
+    crop: bool
+    """Whether the middle of an image is cut out, unless a vFM says otherwise."""
+    resize: int
+    """With ``crop``: the shorter side before it, for an image of ``size``."""
+    resample: int
+    """Pillow's number of the filter."""
+
+    def positions(self, size: int) -> int:
+        """Of an image with this height and width."""
+        return (size // self.patch) ** 2 + self.special
+
+
+@dataclass(frozen=True)
+class AudioInput:
+    """How sound becomes frames."""
+
+    modality: ClassVar[Modality] = "audio"
+    sample_rate: int
+    samples: int
+    """Samples that a position stands for."""
+    seconds: float
+    """The longest window, and the one unless a vFM says otherwise."""
+
+
+@dataclass(frozen=True)
+class SeriesInput:
+    """How a series becomes patches; every channel goes through the backbone by itself."""
+
+    modality: ClassVar[Modality] = "series"
+    context: int
+    """Steps that the backbone sees; a shorter series is filled in front with steps that have no value."""
+    positions: int
+    """Of a channel."""
+    special: int
+    """Positions in front of the patches."""
 
 
 @dataclass(frozen=True)
@@ -13,21 +76,20 @@ class BackboneFacts:
     """As the physical FM's ``backbone`` parameter names it."""
     fingerprint: str
     """See `fmplex_backend.backbones.source.fingerprint`."""
-    family: str
-    """``text``."""
     model_type: str
     """transformers' ``model_type``, e.g. ``bert``."""
     prefix: str
     """Name of the backbone inside transformers' task classes, e.g. ``bert`` in ``bert.encoder.layer.0``."""
     hidden_size: int
     max_length: int
-    """Most tokens in a row, special tokens included."""
+    """Most positions of a row: tokens, special tokens included, or patches, or frames; of a series, of a channel."""
     layers: dict[str, tuple[int, int]]
     """Linear layers that adapters may touch: name → (out, in)."""
     biases: dict[str, int]
     """Modules with a bias that adapters may train: name → size."""
-    token_type_ids: bool
-    """Whether the backbone tells the two texts of a pair apart by type ids."""
-    tokenizer: str
-    """The tokenizer, serialized as ``tokenizer.json``."""
-    pad_token_id: int
+    input: TextInput | ImageInput | AudioInput | SeriesInput
+
+    @property
+    def modality(self) -> Modality:
+        """What it reads."""
+        return self.input.modality

@@ -2,56 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from fmplex_backend.backbones.facts import BackboneFacts
+from fmplex_backend.arrays import Array
+from fmplex_backend.backbones.facts import BackboneFacts, TextInput
+from fmplex_backend.encoders.base import EncodedRow, Encoder, check_tensors
 from fmplex_backend.errors import InvalidInput
 from fmplex_backend.messages import Tokens
-from fmplex_backend.repository.artifact import EncoderSpec
+from fmplex_backend.repository.modalities import EncoderSpec, TextSpec
 
 
-@dataclass(frozen=True)
-class EncodedRow:
-    """One row, ready for the backbone."""
-
-    tokens: Tokens
-    """``input_ids`` int32 [tokens], and ``token_type_ids`` int8 [tokens] where the row is a pair."""
-    offsets: list[tuple[int, int]] | None = None
-    """Per token, the characters of the text that it stands for, (0, 0) for special tokens; where that was asked for."""
-
-    @property
-    def size(self) -> int:
-        """Length in tokens, special tokens included."""
-        return len(self.tokens["input_ids"])
-
-
-class TextEncoder:
-    """Tokenizes for every vFM of one backbone; ``encode`` may be called from any thread."""
+class TextEncoder(Encoder):
+    """Tokenizes for every vFM of one backbone."""
 
     def __init__(self, facts: BackboneFacts) -> None:
-        self._tokenizer = Tokenizer.from_str(facts.tokenizer)
+        assert isinstance(facts.input, TextInput)
+        self._own, self._max_length = facts.input, facts.max_length
+        self._tokenizer = Tokenizer.from_str(self._own.tokenizer)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._facts = facts
         self._lock = Lock()  # truncation is a setting of the tokenizer, not an argument
 
-    def encode(
+    def encode(self, spec: EncoderSpec, inputs: Mapping[str, Array], *, offsets: bool = False) -> list[EncodedRow]:
+        """See `Encoder`; a row is as `encode_texts` makes it."""
+        assert isinstance(spec, TextSpec)
+        check_tensors(spec, inputs)
+        texts, pairs = (_column(inputs.get(name)) for name in ("text", "text_pair"))
+        return self.encode_texts(spec, texts or [], pairs, offsets=offsets)
+
+    def encode_texts(
         self,
-        spec: EncoderSpec,
+        spec: TextSpec,
         texts: Sequence[bytes | str],
         pairs: Sequence[bytes | str] | None,
         *,
         offsets: bool = False,
     ) -> list[EncodedRow]:
-        """Encode one request's rows. Raises `InvalidInput` naming the row, the value and the limit.
+        """``input_ids`` int32 [tokens], and ``token_type_ids`` int8 [tokens] where the row is a pair.
 
-        ``offsets``: whether they are wanted; they take ten times the memory of the tokens.
+        Sizes are in tokens, special tokens included. See `Encoder` for the rest.
         """
         if spec.pair != (pairs is not None):
             raise InvalidInput(
@@ -63,8 +57,8 @@ class TextEncoder:
         seconds = [prepare(text, spec, f"row {row}: text_pair", prefix=False) for row, text in enumerate(pairs)]
         return self._tokenize(spec, list(zip(firsts, seconds, strict=True)), offsets)
 
-    def _tokenize(self, spec: EncoderSpec, rows: Sequence[str | tuple[str, str]], offsets: bool) -> list[EncodedRow]:
-        limit = spec.max_length or self._facts.max_length
+    def _tokenize(self, spec: TextSpec, rows: Sequence[str | tuple[str, str]], offsets: bool) -> list[EncodedRow]:
+        limit = spec.max_length or self._max_length
         with self._lock:
             if spec.truncation:
                 self._tokenizer.enable_truncation(limit, strategy="longest_first")
@@ -80,12 +74,19 @@ class TextEncoder:
         if len(ids) == 0:
             raise InvalidInput(f"row {row}: text has no tokens")
         tokens: Tokens = {"input_ids": ids}
-        if pair and self._facts.token_type_ids:
+        if pair and self._own.token_type_ids:
             tokens["token_type_ids"] = np.array(encoding.type_ids, dtype=np.int8)
-        return EncodedRow(tokens, list(encoding.offsets) if offsets else None)
+        return EncodedRow(tokens, len(ids), list(encoding.offsets) if offsets else None)
 
 
-def prepare(text: bytes | str, spec: EncoderSpec, where: str, *, prefix: bool = True) -> str:
+def _column(array: Array | None) -> list[bytes] | None:
+    """The texts of a tensor [rows, 1]."""
+    if array is None:
+        return None
+    return [bytes(value) if not isinstance(value, str) else value.encode() for value in array[:, 0]]
+
+
+def prepare(text: bytes | str, spec: TextSpec, where: str, *, prefix: bool = True) -> str:
     """Decode and normalize one text by ``spec``; ``where`` opens the message. Raises `InvalidInput`."""
     raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     if len(raw) > spec.max_bytes:

@@ -39,7 +39,7 @@ class Answering:
 
         ``place``: row of the batch → row of ``features``.
         """
-        lengths: list[int] = features.mask.sum(1).tolist()
+        lengths = features.lengths()
         sections: dict[object, list[Generation]] = {}
         for generation, _ in members.values():
             sections.setdefault(self._section(generation), []).append(generation)

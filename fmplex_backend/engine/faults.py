@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Any
+from collections.abc import Sequence
 
-from fmplex_backend.engine.worker import Prepared, Worker
+import numpy as np
+
+from fmplex_backend.backbones.base import Features
+from fmplex_backend.engine.worker import Prepared, Together, Worker
 from fmplex_backend.messages import SIMULATED_FAULTS, BatchDone
+
+_NONE = np.zeros(0)
+"""The tokens of a row that is no text."""
 
 
 class SimulatedFault(RuntimeError):
@@ -33,15 +39,15 @@ def install(worker: Worker) -> None:
         full[0] = True
 
     def run_prepared(prepared: Prepared, start: float | None = None) -> BatchDone:
-        if poison and any((row["input_ids"] == poison).any() for row in prepared.message.rows):
+        if poison and any((row.get("input_ids", _NONE) == poison).any() for row in prepared.message.rows):
             os.abort()
         return run(prepared, start)
 
-    def limited(inputs: Any, generations: Any) -> Any:
+    def limited(part: Together, generations: Sequence[int | None]) -> Features:
         if full[0] and len(generations) > 1:
             full[0] = False
             raise MemoryError("simulated")
-        return forward(inputs, generations)
+        return forward(part, generations)
 
     signal.signal(signal.SIGUSR1, fault)
     signal.signal(signal.SIGUSR2, fill)

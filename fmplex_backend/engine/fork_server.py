@@ -54,6 +54,7 @@ def import_everything() -> None:
     """All that an engine imports: nearly all the time that its start takes. Raises what importing raises."""
     import torch
 
+    import fmplex_backend.backbones.registry
     import fmplex_backend.backbones.text
     import fmplex_backend.engine.faults
     import fmplex_backend.engine.measuring

@@ -14,6 +14,7 @@ from fmplex_backend.adapters.bank import Stamp
 from fmplex_backend.backbones.base import Backbone
 from fmplex_backend.heads.projections import Projection, linear, transformers_head
 from fmplex_backend.repository.artifact import Artifact
+from fmplex_backend.repository.packed import head_width
 
 TABLES = ("lora_A", "lora_B", "bias_delta", "bias", "magnitude", "out_scale", "in_scale", "prompt", "head")
 
@@ -64,7 +65,7 @@ def prepare(
     tables, artifact = read_packed(path)
     parameters = {name: tensor.to(device) for name, tensor in tables["head"].items()}
     if artifact.head == "transformers":
-        projection: Projection = transformers_head(artifact, parameters, backbone.model)
+        projection: Projection = transformers_head(artifact, parameters, backbone.facts, backbone.model)
     else:
         projection = linear(artifact, parameters)
     adapter = make_adapter(tables, backbone.model, dtype) if artifact.adapter else None
@@ -80,4 +81,4 @@ def _width(artifact: Artifact, parameters: dict[str, Tensor], backbone: Backbone
         return len(artifact.labels)
     if (weight := parameters.get("weight")) is not None and artifact.head == "linear":
         return len(weight)
-    return backbone.facts.hidden_size if artifact.head == "identity" else 1
+    return head_width(artifact, backbone.facts) if artifact.head == "identity" else 1

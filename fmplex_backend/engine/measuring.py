@@ -10,7 +10,7 @@ import heapq
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,10 +28,10 @@ from fmplex_backend.repository.artifact import Artifact, BackboneRef
 from fmplex_backend.repository.packed import VersionContent, pack
 from fmplex_backend.repository.peft_checkpoint import AdapterWeights
 
-LENGTHS = (8, 32, 128, 512)
 ROWS_STEP = 4
 ADAPTERS = (1, 4, 16)
-ADAPTER_LENGTHS = (8, 32)
+ADAPTER_LENGTHS = 2
+"""How many of the lengths, the least ones, adapters are measured at."""
 RANK = 8
 REPEATS = 5
 """Most runs of one shape."""
@@ -61,15 +61,15 @@ class Shape:
         return [1 + row % self.adapters if self.adapters else _BARE for row in range(self.rows)]
 
 
-def grid(max_rows: int, max_length: int) -> list[Shape]:
-    """The shapes to measure, those with the least work first."""
+def grid(max_rows: int, lengths: Sequence[int]) -> list[Shape]:
+    """The shapes to measure, those with the least work first; ``lengths`` ascend."""
     rows = {ROWS_STEP**i for i in range(max_rows.bit_length()) if ROWS_STEP**i < max_rows} | {max_rows}
-    bare = {(n, min(length, max_length), 0) for n in rows for length in LENGTHS}
+    bare = {(n, length, 0) for n in rows for length in lengths}
     adapted = {
-        (n, min(length, max_length), adapters)
+        (n, length, adapters)
         for adapters in ADAPTERS
         for n in (adapters, adapters * ROWS_STEP)
-        for length in ADAPTER_LENGTHS
+        for length in lengths[:ADAPTER_LENGTHS]
         if n <= max_rows
     }
     return sorted(Shape(n * length, n, length, adapters) for n, length, adapters in bare | adapted)
@@ -121,11 +121,11 @@ def measure(backbone: Backbone, device: str, message: Measure) -> Measured:
 
 
 def _times(backbone: Backbone, device: str, message: Measure) -> dict[Shape, list[float]]:
-    shapes = grid(message.max_rows, backbone.facts.max_length)
+    shapes = grid(message.max_rows, backbone.lengths)
     worker = Worker(backbone, device, max(ADAPTERS))
 
     def run(shape: Shape) -> float:
-        rows = [{"input_ids": _tokens(row, shape.length, backbone.facts.pad_token_id)} for row in range(shape.rows)]
+        rows = [backbone.sample(row, shape.length) for row in range(shape.rows)]
         if device != "cpu":
             torch.cuda.synchronize(device)  # what is older is not on this batch's account
         try:
@@ -142,12 +142,6 @@ def _times(backbone: Backbone, device: str, message: Measure) -> dict[Shape, lis
         return sample(run, shapes, message.seconds)
     finally:
         worker.close()
-
-
-def _tokens(row: int, length: int, pad: int) -> Array:
-    """Other ones for every row, since rows that are the same would run as one: its number in binary."""
-    zero, one = [token for token in range(3) if token != pad][:2]
-    return np.where(row >> np.arange(length).clip(max=62) & 1, one, zero).astype(np.int32)
 
 
 def _load(worker: Worker, adapters: int) -> None:

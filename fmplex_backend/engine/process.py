@@ -36,10 +36,10 @@ def load_backbone(settings: FMSettings, device: str) -> Backbone:
     # Imported here: torch takes seconds, and a bad start must be told to the host, not to stderr.
     from transformers.utils import logging as transformers_logging
 
-    from fmplex_backend.backbones.text import TextBackbone
+    from fmplex_backend.backbones import registry
 
     transformers_logging.disable_progress_bar()  # the server's log is no terminal
-    return TextBackbone(settings.backbone, settings.dtype, device)
+    return registry.load_backbone(settings.backbone, settings.dtype, device)
 
 
 def pack(backbone: Backbone) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -17,17 +18,37 @@ from torch import Tensor
 
 from fmplex_backend.adapters.adapter import Adapter
 from fmplex_backend.adapters.bank import AdapterBank, Stamp
-from fmplex_backend.backbones.base import Backbone, Features
+from fmplex_backend.backbones.base import Backbone, Features, join
 from fmplex_backend.engine.answering import Answering
 from fmplex_backend.engine.device_errors import is_device_fault, is_out_of_memory
 from fmplex_backend.engine.generation import Generation, prepare, read_adapter
 from fmplex_backend.engine.graphs import Graphs, cuda_capture
 from fmplex_backend.engine.tiers import AdapterTiers
 from fmplex_backend.errors import FMplexError
-from fmplex_backend.messages import BatchDone, GenerationLoaded, GroupAnswer, LoadGeneration, RunBatch, Tokens
+from fmplex_backend.messages import (
+    BatchDone,
+    GenerationLoaded,
+    GroupAnswer,
+    LoadGeneration,
+    RunBatch,
+    Tokens,
+    identity,
+)
 
 MEMORY = 4 << 30
 """Bytes of host memory for adapters, unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Together:
+    """Physical rows of one shape, which go through the backbone together."""
+
+    start: int
+    stop: int
+    inputs: Mapping[str, Tensor]
+    """In host memory."""
+    sequences: Sequence[int] | None
+    """Of each row, as the backbone makes them; None: one each."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +57,11 @@ class Prepared:
 
     message: RunBatch
     stamps: list[Stamp | None]
-    """Of each physical row, its adapter; those of one adapter lie together."""
+    """Of each physical row, its adapter; of the rows of one shape, those of one adapter lie together."""
     place: dict[int, int]
     """Row of the batch → its physical row."""
-    inputs: Mapping[str, Tensor]
-    """Of the physical rows, in host memory."""
+    parts: Sequence[Together]
+    """All physical rows, in order."""
     errors: dict[int, str]
     """Row of the batch → why it cannot run."""
 
@@ -85,7 +106,7 @@ class Worker:
         self._bank = AdapterBank(backbone.model, self._dtype, device, slots)
         self._tiers = AdapterTiers(self._bank, lambda path: read_adapter(path, backbone, dtype), memory)
         self._answering = Answering(device)
-        captured = graphs and device != "cpu"
+        captured = graphs and device != "cpu" and backbone.facts.modality == "text"
         self._graphs = Graphs(backbone, self._bank, device, log, cuda_capture) if captured else None
         self._generations: dict[int, Generation] = {}
 
@@ -165,15 +186,26 @@ class Worker:
             if generation is None:
                 errors[row] = f"generation {number} is not in this engine"
                 continue
-            key = (number if generation.has_adapter else None, *(t.tobytes() for t in tokens.values()))
+            key = (number if generation.has_adapter else None, *identity(tokens))
             kinds.setdefault(key, (row, generation))
             twins.setdefault(key, []).append(row)
-        order = sorted(twins, key=lambda key: self._order(kinds[key][1]))
+        shapes = {key: self.backbone.shape(message.rows[row]) for key, (row, _) in kinds.items()}
+        order = sorted(twins, key=lambda key: (shapes[key], self._order(kinds[key][1])))
         chosen = [kinds[key] for key in order]
         rows = [_with_prompt(message.rows[row], generation) for row, generation in chosen]
         stamps = [generation.stamp if generation.has_adapter else None for _, generation in chosen]
         place = {row: physical for physical, key in enumerate(order) for row in twins[key]}
-        return Prepared(message, stamps, place, self.backbone.collate(rows) if rows else {}, errors)
+        return Prepared(message, stamps, place, self._together(rows, [shapes[key] for key in order]), errors)
+
+    def _together(self, rows: Sequence[Tokens], shapes: Sequence[object]) -> list[Together]:
+        """Collate ``rows``, those of one shape by themselves; they lie together."""
+        parts: list[Together] = []
+        for _, own in groupby(range(len(rows)), key=lambda row: shapes[row]):
+            places = list(own)
+            found = [rows[place] for place in places]
+            counts = self.backbone.sequences(found)
+            parts.append(Together(places[0], places[-1] + 1, self.backbone.collate(found), counts))
+        return parts
 
     def _order(self, generation: Generation) -> tuple[int, int, int]:
         """Sorts rows so that the bare ones, adapters of one kind, and rows of one adapter lie together, by slots."""
@@ -211,7 +243,7 @@ class Worker:
         if len(errors) < len(prepared.message.rows):
             keys = [None if s is None or s.generation in refused else s.generation for s in prepared.stamps]
             with torch.inference_mode():
-                features = self._forward(prepared.inputs, keys)
+                features = join([self._forward(part, keys[part.start : part.stop]) for part in prepared.parts])
                 self._tiers.read_ahead(prepared.message.upcoming)
                 members: dict[int, tuple[Generation, list[int]]] = {}
                 for row, number in enumerate(prepared.message.generations):
@@ -222,12 +254,16 @@ class Worker:
         seconds = time.perf_counter() - start
         return BatchDone(prepared.message.batch, groups, seconds, moves.installed, moves.evicted)
 
-    def _forward(self, inputs: Mapping[str, Tensor], generations: Sequence[int | None]) -> Features:
-        if self._graphs is not None and (features := self._graphs.forward(inputs, generations)) is not None:
+    def _forward(self, part: Together, generations: Sequence[int | None]) -> Features:
+        """``generations``: of the part's rows, each the one whose adapter touches it, or None."""
+        if self._graphs is not None and (features := self._graphs.forward(part.inputs, generations)) is not None:
             return features
+        if part.sequences is not None:
+            generations = [g for g, count in zip(generations, part.sequences, strict=True) for _ in range(count)]
         with self._bank.batch(generations):
-            moved = {name: tensor.to(self._device, non_blocking=True) for name, tensor in inputs.items()}
-            return self.backbone.forward(moved)
+            moved = {name: tensor.to(self._device, non_blocking=True) for name, tensor in part.inputs.items()}
+            features = self.backbone.forward(moved)
+        return replace(features, counts=part.sequences) if part.sequences is not None else features
 
     def _run_rooms(self, prepared: Prepared, room: int, start: float) -> BatchDone:
         """With no more adapters at a time than there are slots."""

@@ -24,6 +24,8 @@ class Section(NamedTuple):
     """Heads that run together."""
 
     pooling: str
+    reads: int
+    """Numbers of a row."""
     width: int
 
 
@@ -39,7 +41,7 @@ class LinearBank:
         """Where ``head`` belongs; None where it has no weights or too many outputs."""
         if head.weight is None or len(head.weight) > WIDEST:
             return None
-        return Section(head.pooling, width_class(len(head.weight)))
+        return Section(head.pooling, head.weight.shape[1], width_class(len(head.weight)))
 
     def put(self, generation: int, head: Linear) -> None:
         """Take a head that has a section."""
@@ -80,9 +82,9 @@ class LinearBank:
         entries = [self._entries[generation][1] for generation in generations]
         if len(set(entries)) == 1:
             weight, bias = weights[entries[0]], biases[entries[0]]
-            return features.pooled(section.pooling)[rows] @ weight + bias
+            return features.pooled(section.pooling)[rows][..., : section.reads] @ weight + bias
         index = torch.tensor(entries, device=weights.device)
-        x = features.pooled(section.pooling)[rows]
+        x = features.pooled(section.pooling)[rows][..., : section.reads]
         flat = x if x.ndim == 3 else x.unsqueeze(1)
         raw = torch.baddbmm(biases[index].unsqueeze(1), flat, weights[index])
         return raw if x.ndim == 3 else raw.squeeze(1)

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fmplex_backend.backbones.base import Features
+from fmplex_backend.backbones.facts import BackboneFacts
 from fmplex_backend.errors import Refused
 from fmplex_backend.repository.artifact import Artifact
+from fmplex_backend.repository.modalities import Modality
 
 
 class Projection(ABC):
@@ -25,7 +27,7 @@ class Projection(ABC):
 
 @dataclass(frozen=True)
 class Linear(Projection):
-    """``weight · pooled + bias``; ``weight`` [outputs, hidden] is None for the pooled vector itself."""
+    """``weight · pooled + bias``; ``weight`` [outputs, width] is None for the pooled vector itself."""
 
     pooling: str
     weight: Tensor | None
@@ -34,7 +36,10 @@ class Linear(Projection):
     def __call__(self, features: Features, rows: Tensor) -> Tensor:
         """See `Projection`."""
         x = features.pooled(self.pooling)[rows]
-        return x if self.weight is None else nn.functional.linear(x, self.weight, self.bias)
+        if self.weight is None:
+            return x
+        # Of rows with fewer channels than others of the batch, what is behind their own is void.
+        return nn.functional.linear(x[..., : self.weight.shape[1]], self.weight, self.bias)
 
 
 class TransformersHead(Projection):
@@ -80,19 +85,15 @@ def linear(artifact: Artifact, parameters: Mapping[str, Tensor]) -> Linear:
     return Linear(artifact.pooling, parameters.get("weight"), parameters.get("bias"))
 
 
-def transformers_head(artifact: Artifact, parameters: Mapping[str, Tensor], backbone: Any) -> TransformersHead:
+def transformers_head(
+    artifact: Artifact, parameters: Mapping[str, Tensor], facts: BackboneFacts, backbone: Any
+) -> TransformersHead:
     """Build the head of ``backbone``'s task class from the parameters of the checkpoint. Raises `Refused`.
 
     A parameter of the head that the checkpoint lacks would be random, one that the class lacks would be ignored: both
     are refused.
     """
-    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
-
-    auto = (
-        AutoModelForTokenClassification
-        if artifact.kind == "token_classification"
-        else AutoModelForSequenceClassification
-    )
+    auto = task_class(facts.modality, artifact.kind)
     config = backbone.config.__class__.from_dict(backbone.config.to_dict())
     config.num_labels = len(artifact.labels or ("value",))
     try:
@@ -100,7 +101,11 @@ def transformers_head(artifact: Artifact, parameters: Mapping[str, Tensor], back
             model = auto.from_config(config)
     except ValueError as error:
         raise Refused(f"transformers has no task class for backbone {config.model_type!r}: {error}") from None
-    prefix = model.base_model_prefix
+    prefix = facts.prefix
+    if not hasattr(model, prefix):
+        raise Refused(f"{type(model).__name__} has no part {prefix!r}, where its backbone was expected")
+    if getattr(config, "use_weighted_layer_sum", False):
+        raise Refused(f"{type(model).__name__} reads every layer (use_weighted_layer_sum); served is the last")
     if getattr(backbone, "pooler", None) is None and getattr(getattr(model, prefix), "pooler", None) is not None:
         raise Refused(f"{type(model).__name__} reads the backbone's pooler, for which this backbone has no weights")
     own = {name: tuple(p.shape) for name, p in model.named_parameters() if not name.startswith(f"{prefix}.")}
@@ -114,6 +119,22 @@ def transformers_head(artifact: Artifact, parameters: Mapping[str, Tensor], back
     model.load_state_dict(dict(parameters), strict=True)
     device = next(backbone.parameters()).device
     return TransformersHead(model.eval().requires_grad_(False).to(device), prefix)
+
+
+def task_class(modality: Modality, kind: str) -> Any:
+    """transformers' classes for one kind of head. Raises `Refused`."""
+    import transformers
+
+    if kind == "token_classification" and modality == "text":
+        return transformers.AutoModelForTokenClassification
+    known = {
+        "text": transformers.AutoModelForSequenceClassification,
+        "image": transformers.AutoModelForImageClassification,
+        "audio": transformers.AutoModelForAudioClassification,
+    }
+    if kind == "token_classification" or modality not in known:
+        raise Refused(f"transformers has no head for kind {kind!r} on {modality}; use 'linear'")
+    return known[modality]
 
 
 def _difference(name: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> str:

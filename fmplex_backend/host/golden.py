@@ -17,7 +17,7 @@ import time
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
-from fmplex_backend.encoders.text import TextEncoder
+from fmplex_backend.encoders.base import Encoder
 from fmplex_backend.errors import EngineFailure, FMplexError, InvalidInput, Quarantined, Refused, Unavailable
 from fmplex_backend.host.dispatcher import Dispatcher
 from fmplex_backend.host.generations import Generation
@@ -55,7 +55,7 @@ class _Check:
 class GoldenChecks:
     """See the module. Called from one thread."""
 
-    def __init__(self, encoder: TextEncoder, dispatcher: Dispatcher, dtype: str) -> None:
+    def __init__(self, encoder: Encoder, dispatcher: Dispatcher, dtype: str) -> None:
         """``dtype`` is what the physical FM computes in."""
         self._encoder, self._dispatcher, self._dtype = encoder, dispatcher, dtype
         self._checks: dict[str, _Check] = {}
@@ -109,7 +109,11 @@ class GoldenChecks:
         name = f"{generation.vfm}/golden/{generation.number}"  # no folder's name has a slash: it is nobody else's
         socket = _socket(generation)
         try:
-            encoded = self._encoder.encode(generation.artifact.encoder, golden.texts, golden.pairs)
+            encoded = [
+                row
+                for asked in golden.inputs
+                for row in self._encoder.encode(generation.artifact.encoder, asked.tensors)
+            ]
         except InvalidInput as error:
             raise Refused(f"{GOLDEN_FILE}: {error}") from None
         ask = Ask(frozenset({output_name(0, socket)}), {}, reply.set_result, request_id="golden rows")

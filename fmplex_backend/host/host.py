@@ -17,7 +17,7 @@ import numpy as np
 from fmplex_backend.backbones.source import cache_dir
 from fmplex_backend.calibration.fit import Fit
 from fmplex_backend.calibration.kept import Key, obtain
-from fmplex_backend.encoders.text import TextEncoder
+from fmplex_backend.encoders.choice import make_encoder
 from fmplex_backend.errors import EngineFailure, FMplexError
 from fmplex_backend.host.counts import outcome_of
 from fmplex_backend.host.dispatcher import Dispatcher
@@ -83,7 +83,7 @@ class FMHost:
             self._work_dir.close()
             raise EngineFailure(f"physical FM {self.fm!r}: {error}") from None
         self._dispatcher.use_fit(self._fit())
-        encoder, dispatcher = TextEncoder(self.facts), self._dispatcher
+        encoder, dispatcher = make_encoder(self.facts), self._dispatcher
         self.registry = Registry(
             self._repository, self.fm, self.settings, self.facts, encoder, dispatcher, self._work_dir.path, self._log
         )
@@ -155,6 +155,7 @@ class FMHost:
             "fm": self.fm,
             "backbone": self.facts.spec,
             "fingerprint": self.facts.fingerprint,
+            "modality": self.facts.modality,
             "settings": self.settings.model_dump(),
             "cost_model": {"device": self._dispatcher.device.name, "fit": str(self._dispatcher.fit)},
             "host_pid": os.getpid(),

@@ -6,8 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from fmplex_backend.arrays import Array
-from fmplex_backend.encoders.text import TextEncoder
+from fmplex_backend.encoders.base import Encoder
 from fmplex_backend.errors import FMplexError, InvalidInput, NotFound, Unavailable
 from fmplex_backend.host.access import check_token
 from fmplex_backend.host.dispatcher import Dispatcher
@@ -28,7 +27,7 @@ class Intake:
     def __init__(
         self,
         fm: str,
-        encoder: TextEncoder,
+        encoder: Encoder,
         registry: Registry,
         dispatcher: Dispatcher,
         log: HostLog,
@@ -117,9 +116,8 @@ class Intake:
             if missing := sockets - generation.sockets:
                 kind = generation.artifact.kind
                 raise InvalidInput(f"kind {kind!r} does not fill socket {min(missing)!r}")
-            texts, pairs = _texts(request.ask.inputs)
             by_token = generation.artifact.kind == "token_classification"
-            encoded = self._encoder.encode(generation.artifact.encoder, texts, pairs, offsets=by_token)
+            encoded = self._encoder.encode(generation.artifact.encoder, request.ask.inputs, offsets=by_token)
         except InvalidInput as error:
             raise InvalidInput(f"vFM {generation.vfm!r}: {error}") from None
         member = Member(generation, port, sockets, [None] * len(encoded))
@@ -129,23 +127,6 @@ class Intake:
             RowTask(request, member, position, row).row(generation.vfm, deadline)
             for position, row in enumerate(encoded)
         ]
-
-
-def _texts(inputs: Mapping[str, Array]) -> tuple[list[bytes], list[bytes] | None]:
-    """``text`` and ``text_pair`` as lists of bytes, a row each. Raises `InvalidInput`."""
-    if "text" not in inputs:
-        raise InvalidInput("input 'text' is missing")
-    columns = {}
-    for name, array in inputs.items():
-        if array.ndim != 2 or array.shape[1] != 1:
-            raise InvalidInput(f"input {name!r} has shape {list(array.shape)}; it is [rows, 1]")
-        columns[name] = [bytes(value) if not isinstance(value, str) else value.encode() for value in array[:, 0]]
-    rows = {name: len(column) for name, column in columns.items()}
-    if not columns["text"]:
-        raise InvalidInput("input 'text' has no rows")
-    if len(set(rows.values())) != 1:
-        raise InvalidInput(f"inputs differ in rows: {rows}")
-    return columns["text"], columns.get("text_pair")
 
 
 def _deadline(timeout: float | None, policy_ms: float) -> float | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fmplex_backend.backbones.facts import BackboneFacts
-from fmplex_backend.encoders.text import TextEncoder
+from fmplex_backend.encoders.base import Encoder
 from fmplex_backend.errors import FMplexError, Refused
 from fmplex_backend.host.dispatcher import Dispatcher
 from fmplex_backend.host.entries import Entry, Key, queue_policy, record
@@ -44,7 +44,7 @@ class Registry:
         fm: str,
         settings: FMSettings,
         facts: BackboneFacts,
-        encoder: TextEncoder,
+        encoder: Encoder,
         dispatcher: Dispatcher,
         work_dir: Path,
         log: Callable[[str], None],

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fmplex_backend.arrays import Array
-from fmplex_backend.encoders.text import EncodedRow
+from fmplex_backend.encoders.base import EncodedRow
 from fmplex_backend.errors import FMplexError
 from fmplex_backend.host.log import Concerned
+from fmplex_backend.messages import identity
 from fmplex_backend.repository.sockets import output_name
 from fmplex_backend.scheduling.interface import Row
 
@@ -31,7 +32,7 @@ class Ask:
     outputs: frozenset[str]
     """Names of the physical FM's outputs that are asked for."""
     inputs: Mapping[str, Array]
-    """Input name → object array [rows, 1] of bytes."""
+    """Input name → [rows, …]; BYTES are object arrays of bytes."""
     respond: Callable[[Reply], None]
     """Sends the one reply; called exactly once, from any thread, unless the request is refused when it is taken."""
     timeout: float | None = None
@@ -84,7 +85,7 @@ class RowTask:
         """As the queue of ``vfm`` takes it: same adapter and same tokens are twins."""
         generation = self.member.generation
         adapter = generation.number if generation.artifact.adapter else None
-        twin = (adapter, *(array.tobytes() for array in self.encoded.tokens.values()))
+        twin = (adapter, *identity(self.encoded.tokens))
         return Row(vfm, self.encoded.size + generation.virtual_tokens, self, deadline, adapter, twin)
 
 

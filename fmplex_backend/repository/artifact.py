@@ -4,7 +4,8 @@ An artifact is a version directory ``<vFM>/<N>/``, immutable once published::
 
     vfm.json           this schema
     adapter/           a PEFT checkpoint as PEFT writes it: adapter_config.json, adapter_model.safetensors
-    head.safetensors   ``weight`` [outputs, hidden], ``bias`` [outputs] (fp32), where the head is linear
+    head.safetensors   ``weight`` [outputs, width], ``bias`` [outputs] (fp32), where the head is linear; the width is
+                       that of its pooling (see `poolings`)
     golden.json        rows and what they must be answered (see `golden`), where there are any
 """
 
@@ -14,8 +15,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fmplex_backend.repository.modalities import EncoderSpec, SeriesSpec, TextSpec
+from fmplex_backend.repository.poolings import Pooling, reading
+
 Kind = Literal["classification", "multi_label", "regression", "embedding", "token_classification"]
-Pooling = Literal["mean", "cls", "last", "none"]
 HeadType = Literal["linear", "identity", "transformers"]
 
 ARTIFACT_FILE = "vfm.json"
@@ -35,25 +38,6 @@ class BackboneRef(_Strict):
 
     name: str
     fingerprint: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-
-
-class EncoderSpec(_Strict):
-    """The input side of a text vFM.
-
-    Applied to each text in this order: ``collapse_whitespace``, ``lowercase``, ``prefix``, tokenize, truncate.
-    """
-
-    max_length: Annotated[int | None, Field(ge=4)] = None
-    """Longest row in tokens, special tokens included; None is the backbone's own limit."""
-    truncation: bool = True
-    """Cut longer rows to ``max_length`` (longest of a pair first); if False they are an error."""
-    pair: bool = False
-    """Takes a second tensor, ``text_pair``."""
-    prefix: str = ""
-    lowercase: bool = False
-    collapse_whitespace: bool = False
-    max_bytes: Annotated[int, Field(ge=1, le=1 << 20)] = 65536
-    """Longest text in bytes of UTF-8; a longer one is an error whatever ``truncation`` says."""
 
 
 class Quality(_Strict):
@@ -77,11 +61,12 @@ class Artifact(_Strict):
     kind: Kind
     backbone: BackboneRef
     pooling: Pooling = "mean"
-    """``none`` keeps one vector per token."""
+    """What the head reads (see `poolings`); ``none`` keeps one vector per token."""
     head: HeadType = "linear"
-    """``linear``: head.safetensors. ``identity``: the pooled vector itself (embeddings). ``transformers``: the head
-    of transformers' own ``…ForSequenceClassification`` or ``…ForTokenClassification`` class for this backbone, with
-    the parameters that PEFT saved in the adapter checkpoint (``modules_to_save``)."""
+    """``linear``: head.safetensors. ``identity``: the pooled vector itself (embeddings). ``transformers``: the head of
+    transformers' own task class for this backbone (``…ForSequenceClassification``, ``…ForTokenClassification``,
+    ``…ForImageClassification``, ``…ForAudioClassification``), with the parameters that PEFT saved in the adapter
+    checkpoint (``modules_to_save``)."""
     labels: tuple[str, ...] | None = None
     """Names of the outputs, in order: labels, or for regression the targets."""
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -90,7 +75,7 @@ class Artifact(_Strict):
     """Embedding: scale to unit length."""
     adapter: bool = False
     """Whether ``adapter/`` belongs to the artifact."""
-    encoder: EncoderSpec = EncoderSpec()
+    encoder: EncoderSpec = TextSpec()
     quality: Quality | None = None
     created: str | None = None
     """ISO 8601 time."""
@@ -118,10 +103,23 @@ class Artifact(_Strict):
         if self.kind == "token_classification":
             if self.pooling != "none":
                 raise ValueError("kind 'token_classification' needs pooling 'none'")
-            if self.encoder.prefix or self.encoder.collapse_whitespace:
+            if isinstance(self.encoder, TextSpec) and (self.encoder.prefix or self.encoder.collapse_whitespace):
                 raise ValueError("token offsets need the text as it came: no 'prefix', no 'collapse_whitespace'")
         elif self.pooling == "none" and self.kind != "embedding" and self.head != "transformers":
             raise ValueError(f"kind {self.kind!r} needs pooling 'mean', 'cls' or 'last'")
         if self.normalize and self.kind != "embedding":
             raise ValueError("'normalize' is for embeddings")
+        self._check_reading()
         return self
+
+    def _check_reading(self) -> None:
+        """What the pooling reads must be there."""
+        how, series = reading(self.pooling), isinstance(self.encoder, SeriesSpec)
+        if how is None:
+            return
+        if "levels" in how.parts and not series:
+            raise ValueError(
+                f"pooling {self.pooling!r} reads a series' levels; the encoder reads {self.encoder.modality}"
+            )
+        if how.each and not (isinstance(self.encoder, SeriesSpec) and self.encoder.channels):
+            raise ValueError(f"pooling {self.pooling!r} reads each channel, so 'encoder.channels' must say how many")

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from fmplex_backend.errors import Refused
+from fmplex_backend.repository.modalities import SPECS, TENSORS
 from fmplex_backend.repository.sockets import SOCKETS, output_name, parse_output_name
 from fmplex_backend.scheduling.policies import PolicyName
 
@@ -160,7 +161,7 @@ def explain(error: ValidationError, model: type[BaseModel], noun: str) -> str:
         return f"{error.error_count()} things are wrong with it"
     parts = []
     for item in error.errors():
-        key = ".".join(str(step) for step in item["loc"])
+        key = ".".join(str(step) for place, step in enumerate(item["loc"]) if not _is_tag(item["loc"], place))
         if item["type"] == "extra_forbidden":
             parts.append(f"unknown {noun} '{key}'; known are {', '.join(model.model_fields)}")
         elif item["type"] == "missing":
@@ -170,6 +171,11 @@ def explain(error: ValidationError, model: type[BaseModel], noun: str) -> str:
         else:
             parts.append(f"{noun} '{key}' is {item['input']!r}: {item['msg'].removeprefix('Value error, ')}")
     return "; ".join(parts)
+
+
+def _is_tag(steps: tuple[int | str, ...], place: int) -> bool:
+    """Whether this step is no key of the file, but the encoder that pydantic chose by the file's ``modality``."""
+    return place > 0 and steps[place - 1] == "encoder" and steps[place] in SPECS
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -304,11 +310,12 @@ def ensemble_config(
 ) -> ModelConfig:
     """Build the ensemble of a vFM or bundle.
 
-    ``sockets`` maps ensemble outputs to ``(port, socket)``, ``dims`` gives their declared dims.
+    ``sockets`` maps ensemble outputs to ``(port, socket)``, ``dims`` gives their declared dims; ``inputs`` are tensors
+    of the physical FM.
     """
     config = ModelConfig(platform="ensemble", max_batch_size=max_batch_size)
     for name in inputs:
-        config.input.add(name=name, data_type="TYPE_STRING", dims=[1])
+        config.input.add(name=name, data_type=TENSORS[name].data_type, dims=TENSORS[name].dims)
     step = config.ensemble_scheduling.step.add(model_name=fm, model_version=-1)
     for name in inputs:
         step.input_map[name] = name

@@ -6,10 +6,13 @@ something else is noticed, by name. Versions made by hand, or before there was t
 too::
 
     {"format": 1,
-     "inputs": [{"text": "a good film"}],      1 to 4 rows; each has a "text_pair" too where the vFM takes pairs
+     "inputs": [{"text": "a good film"}],      1 to 4 rows, each with the tensors that the vFM reads, by name
      "outputs": [[-1.25, 1.5]],                per row its numbers or, where it is answered by token, a list for each
      "dtype": "fp32",
      "made_with": {"torch": "2.9.0"}}          for people
+
+``text`` and ``text_pair`` are strings, ``series`` and ``observed`` a list for each channel, ``image`` is its file in
+base64, ``audio`` its samples as little-endian 16-bit integers in base64, ``sample_rate`` a number, ``pixels`` lists.
 
 How far an answer may be off is a fraction of the largest number in the outputs, by the dtype that is served. Measured
 on MiniLM with 8 trained and 23 random vFMs: plain transformers and PEFT in bf16 are off by at
@@ -18,17 +21,19 @@ most 2.1e-2 of it, in fp16 by 2.8e-3; batches of all of them in fp32 by 2.3e-6.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fmplex_backend.arrays import Array
 from fmplex_backend.errors import Refused
 from fmplex_backend.repository.artifact import Artifact
 from fmplex_backend.repository.config import explain
+from fmplex_backend.repository.modalities import TENSORS
 from fmplex_backend.repository.safe_files import inside, read_json
 
 GOLDEN_FILE = "golden.json"
@@ -38,10 +43,15 @@ TOLERANCES = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 8e-2}
 """Of the largest number in the outputs; see the module."""
 LEAST_TOLERANCE = 1e-5
 _SHOWN = 4
+_PCM = 1 << 15
+"""A sample of 1.0 in 16 bits."""
 _REMEDY = (
     "its files are not those that it was made with, or this machine computes otherwise; publish it anew, or take out "
     f"{GOLDEN_FILE} to serve it unchecked"
 )
+
+
+Colour = Annotated[int, Field(ge=0, le=255)]
 
 
 class _Strict(BaseModel):
@@ -49,10 +59,63 @@ class _Strict(BaseModel):
 
 
 class GoldenRow(_Strict):
-    """One row as a client would ask it."""
+    """One row as a client would ask it; see the module for how each tensor is written."""
 
-    text: str
+    text: str | None = None
     text_pair: str | None = None
+    image: Base64Bytes | None = None
+    pixels: list[list[tuple[Colour, Colour, Colour]]] | None = None
+    audio: Base64Bytes | None = None
+    sample_rate: int | None = None
+    series: list[list[Annotated[float, Field(allow_inf_nan=False)]]] | None = None
+    observed: list[list[bool]] | None = None
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of the tensors that are there."""
+        return frozenset(name for name, value in self if value is not None)
+
+    @property
+    def tensors(self) -> dict[str, Array]:
+        """As a request of one row has them. Raises `Refused` where they have no shape."""
+        try:
+            return {name: _tensor(name, getattr(self, name))[None] for name in sorted(self.names)}
+        except (ValueError, OverflowError) as error:
+            raise Refused(f"{GOLDEN_FILE}: an input is no tensor: {error}") from None
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Array]) -> GoldenRow:
+        """From a request's tensors of one row, [1, …] each."""
+        return cls.model_validate({name: _written(name, array[0]) for name, array in tensors.items()})
+
+
+def _tensor(name: str, value: Any) -> Array:
+    """Without the batch dimension."""
+    match TENSORS[name].data_type, value:
+        case _, str():
+            return np.array([value.encode()], object)
+        case "TYPE_STRING", bytes():
+            return np.array([value], object)
+        case "TYPE_FP32", bytes():
+            return np.frombuffer(value, "<i2").astype(np.float32) / _PCM
+        case "TYPE_INT32", _:
+            return np.array([value], np.int32)
+    dtype = {"TYPE_UINT8": np.uint8, "TYPE_BOOL": np.bool_}.get(TENSORS[name].data_type, np.float32)
+    return np.array(value, dtype)
+
+
+def _written(name: str, array: Array) -> Any:
+    """For JSON; the inverse of `_tensor`, but for the rounding of sound to 16 bits."""
+    match name:
+        case "text" | "text_pair":
+            return bytes(array[0]).decode()
+        case "image":
+            return base64.b64encode(bytes(array[0]))
+        case "audio":
+            return base64.b64encode(np.clip(np.rint(array * _PCM), -_PCM, _PCM - 1).astype("<i2").tobytes())
+        case "sample_rate":
+            return int(array[0])
+    return array.tolist()
 
 
 class Golden(_Strict):
@@ -71,22 +134,14 @@ class Golden(_Strict):
     def _consistent(self) -> Golden:
         if len(self.outputs) != len(self.inputs):
             raise ValueError(f"there are {len(self.inputs)} 'inputs', but {len(self.outputs)} 'outputs'")
-        if len({row.text_pair is None for row in self.inputs}) > 1:
-            raise ValueError("either every input has a 'text_pair' or none has")
+        if not all(row.names for row in self.inputs):
+            raise ValueError("every input has the tensors that the vFM reads, e.g. a 'text'")
+        if len({row.names for row in self.inputs}) > 1:
+            raise ValueError("every input has the same tensors: either all have a 'text_pair' or none has")
         for place, row in enumerate(self.outputs):
             if not (_numbers(row) or _table(row)):
                 raise ValueError(f"'outputs.{place}' is neither a list of finite numbers nor a table of them")
         return self
-
-    @property
-    def texts(self) -> list[str]:
-        """The rows' texts."""
-        return [row.text for row in self.inputs]
-
-    @property
-    def pairs(self) -> list[str] | None:
-        """The rows' second texts; None where they have none."""
-        return [row.text_pair for row in self.inputs if row.text_pair is not None] or None
 
     @property
     def arrays(self) -> list[Array]:
@@ -124,14 +179,14 @@ def read_golden(version_dir: Path, root: Path, artifact: Artifact, width: int) -
 
 
 def _check_fit(golden: Golden, artifact: Artifact, width: int) -> None:
-    pair = artifact.encoder.pair
-    if pair != (golden.pairs is not None):
-        raise Refused(f"{GOLDEN_FILE}: with encoder.pair {pair} every input has {'a' if pair else 'no'} 'text_pair'")
+    names, wanted = golden.inputs[0].names, set(artifact.encoder.tensors)
+    if names != wanted:
+        raise Refused(f"{GOLDEN_FILE}: its inputs are {sorted(names)}; the encoder reads {sorted(wanted)}")
     shape = ["tokens", width] if answers_by_token(artifact) else [width]
     for place, row in enumerate(golden.arrays):
         if row.ndim != len(shape) or row.shape[-1] != width:
-            wanted = f"[{', '.join(map(str, shape))}]"
-            raise Refused(f"{GOLDEN_FILE}: outputs.{place} has shape {list(row.shape)}; with this artifact {wanted}")
+            fitting = f"[{', '.join(map(str, shape))}]"
+            raise Refused(f"{GOLDEN_FILE}: outputs.{place} has shape {list(row.shape)}; with this artifact {fitting}")
 
 
 def answers_by_token(artifact: Artifact) -> bool:

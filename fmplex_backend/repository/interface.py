@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fmplex_backend.errors import Refused
-from fmplex_backend.repository.artifact import EncoderSpec
 from fmplex_backend.repository.config import VfmConfig
 from fmplex_backend.repository.layout import socket_dims
+from fmplex_backend.repository.modalities import EncoderSpec
 from fmplex_backend.repository.packed import VersionContent
 
 
@@ -37,6 +37,5 @@ def _check_dims(name: str, declared: tuple[int, ...] | None, given: list[int]) -
 
 def check_inputs(inputs: frozenset[str], encoder: EncoderSpec) -> None:
     """Raise `Refused` where the step feeds a tensor that the encoder does not take, or lacks one that it needs."""
-    wanted = {"text", "text_pair"} if encoder.pair else {"text"}
-    if inputs != wanted:
-        raise Refused(f"its step feeds {sorted(inputs)}; with encoder.pair {encoder.pair} it feeds {sorted(wanted)}")
+    if inputs != set(encoder.tensors):
+        raise Refused(f"its step feeds {sorted(inputs)}; its encoder reads {sorted(encoder.tensors)}")

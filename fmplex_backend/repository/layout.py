@@ -7,8 +7,9 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from fmplex_backend.errors import NotFound, Refused
-from fmplex_backend.repository.artifact import Kind, Pooling
+from fmplex_backend.repository.artifact import Kind
 from fmplex_backend.repository.config import CONFIG_FILE, VfmConfig, is_physical, read_config
+from fmplex_backend.repository.poolings import Pooling
 from fmplex_backend.repository.sockets import parse_output_name
 
 KIND_SOCKETS: dict[str, dict[str, str]] = {

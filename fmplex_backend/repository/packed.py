@@ -30,11 +30,13 @@ from pydantic import ValidationError
 from safetensors.numpy import save_file
 
 from fmplex_backend.arrays import Array
-from fmplex_backend.backbones.facts import BackboneFacts
+from fmplex_backend.backbones.facts import AudioInput, BackboneFacts, ImageInput, SeriesInput
 from fmplex_backend.errors import Refused
 from fmplex_backend.repository.artifact import ADAPTER_DIR, ARTIFACT_FILE, HEAD_FILE, Artifact
 from fmplex_backend.repository.config import explain
+from fmplex_backend.repository.modalities import AudioSpec, EncoderSpec, ImageSpec, SeriesSpec, TextSpec
 from fmplex_backend.repository.peft_checkpoint import AdapterWeights, read_checkpoint
+from fmplex_backend.repository.poolings import width_of
 from fmplex_backend.repository.safe_files import read_json, read_tensors
 
 
@@ -67,9 +69,7 @@ def read_version(version_dir: Path, root: Path, facts: BackboneFacts, max_rank: 
             f"trained on backbone {artifact.backbone.name!r} ({artifact.backbone.fingerprint[:19]}…), but the physical "
             f"FM runs {facts.spec!r} ({facts.fingerprint[:19]}…); train it again with `fmplex task train`"
         )
-    limit = artifact.encoder.max_length
-    if limit is not None and limit > facts.max_length:
-        raise Refused(f"encoder.max_length {limit} exceeds the backbone's {facts.max_length} tokens")
+    check_encoder(artifact.encoder, facts)
     adapter = read_checkpoint(version_dir / ADAPTER_DIR, root, facts, max_rank) if artifact.adapter else None
     if adapter is not None and adapter.prompt is not None:
         artifact = _with_prompt(artifact, adapter, facts)
@@ -78,13 +78,43 @@ def read_version(version_dir: Path, root: Path, facts: BackboneFacts, max_rank: 
     if adapter is not None and adapter.head:
         raise Refused(f"adapter/ brings a head of its own ({min(adapter.head)!r}), so 'head' must be 'transformers'")
     if artifact.head == "identity":
-        return VersionContent(artifact, adapter, {}, facts.hidden_size)
+        return VersionContent(artifact, adapter, {}, head_width(artifact, facts))
     head = read_tensors(version_dir / HEAD_FILE, root)
     return VersionContent(artifact, adapter, head, _check_linear(head, artifact, facts))
 
 
+def head_width(artifact: Artifact, facts: BackboneFacts) -> int:
+    """Numbers that its head reads of a row, or of a position."""
+    channels = artifact.encoder.channels if isinstance(artifact.encoder, SeriesSpec) else None
+    return width_of(artifact.pooling, facts.hidden_size, channels)
+
+
+def check_encoder(encoder: EncoderSpec, facts: BackboneFacts) -> None:
+    """Raise `Refused` where the backbone does not take what ``encoder`` makes."""
+    own = facts.input
+    if encoder.modality != own.modality:
+        raise Refused(f"its encoder reads {encoder.modality}; backbone {facts.spec!r} takes {own.modality}")
+    if isinstance(encoder, ImageSpec) and isinstance(own, ImageInput) and encoder.size is not None:
+        if encoder.size % own.patch:
+            raise Refused(f"encoder.size {encoder.size} is no multiple of the backbone's patches of {own.patch}")
+        if (positions := own.positions(encoder.size)) > facts.max_length:
+            raise Refused(
+                f"encoder.size {encoder.size} makes {positions} positions, the backbone takes {facts.max_length}"
+            )
+    elif isinstance(encoder, AudioSpec) and isinstance(own, AudioInput):
+        if encoder.seconds is not None and encoder.seconds > own.seconds:
+            raise Refused(f"encoder.seconds {encoder.seconds:g} exceeds the backbone's window of {own.seconds:g} s")
+    elif isinstance(encoder, SeriesSpec) and isinstance(own, SeriesInput):
+        if encoder.max_length is not None and encoder.max_length > own.context:
+            raise Refused(f"encoder.max_length {encoder.max_length} exceeds the backbone's {own.context} steps")
+    elif isinstance(encoder, TextSpec) and encoder.max_length is not None and encoder.max_length > facts.max_length:
+        raise Refused(f"encoder.max_length {encoder.max_length} exceeds the backbone's {facts.max_length} tokens")
+
+
 def _with_prompt(artifact: Artifact, adapter: AdapterWeights, facts: BackboneFacts) -> Artifact:
     """``artifact`` with room for the prompt. Raises `Refused` where text and prompt are too long, or do not fit."""
+    if not isinstance(artifact.encoder, TextSpec):
+        raise Refused(f"adapter/ is a prompt, which goes before tokens; the encoder reads {artifact.encoder.modality}")
     own_head = adapter.task_type != "FEATURE_EXTRACTION"
     if own_head != (artifact.head == "transformers"):
         # PEFT keeps type ids with a task class's own head and drops them without, so the two must not be mixed up.
@@ -107,8 +137,12 @@ def _check_linear(head: dict[str, Array], artifact: Artifact, facts: BackboneFac
     if "weight" not in head or not head.keys() <= {"weight", "bias"}:
         raise Refused(f"{HEAD_FILE}: holds {sorted(head)}; a linear head is 'weight' and, if it has one, 'bias'")
     weight = head["weight"]
-    if weight.ndim != 2 or weight.shape[1] != facts.hidden_size:
-        raise Refused(f"{HEAD_FILE}: weight has shape {list(weight.shape)}; it is [outputs, {facts.hidden_size}]")
+    reads = head_width(artifact, facts)
+    if weight.ndim != 2 or weight.shape[1] != reads:
+        raise Refused(
+            f"{HEAD_FILE}: weight has shape {list(weight.shape)}; with pooling {artifact.pooling!r} and this backbone "
+            f"it is [outputs, {reads}]"
+        )
     width = int(weight.shape[0])
     if width < 1:
         raise Refused(f"{HEAD_FILE}: weight has shape {list(weight.shape)}; it has at least one output")

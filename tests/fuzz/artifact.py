@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from fmplex_backend.arrays import Array
-from fmplex_backend.backbones.facts import BackboneFacts
+from fmplex_backend.backbones.facts import BackboneFacts, TextInput
 from fmplex_backend.encoders.text import TextEncoder
 from fmplex_backend.errors import InvalidInput, Refused
 from fmplex_backend.repository.config import ensemble_config, vfm_config
@@ -30,16 +30,13 @@ QUERY, DENSE = "encoder.layer.0.attention.self.query", "encoder.layer.0.output.d
 FACTS = BackboneFacts(
     spec="small",
     fingerprint="sha256:" + "ab" * 32,
-    family="text",
     model_type="bert",
     prefix="bert",
     hidden_size=HIDDEN,
     max_length=32,
     layers={QUERY: (HIDDEN, HIDDEN), DENSE: (HIDDEN, 2 * HIDDEN)},
     biases={QUERY: HIDDEN, DENSE: HIDDEN, "encoder.layer.0.output.LayerNorm": HIDDEN},
-    token_type_ids=True,
-    tokenizer=tokenizer(),
-    pad_token_id=0,
+    input=TextInput(tokenizer(), pad_token_id=0, token_type_ids=True),
 )
 _CONFIG, _WEIGHTS = "adapter/adapter_config.json", "adapter/adapter_model.safetensors"
 _FILES = ("vfm.json", "head.safetensors", "golden.json", _CONFIG, _WEIGHTS)
@@ -117,7 +114,7 @@ def _check_whole(content: VersionContent, packed: Path) -> None:
     assert width >= 1
     sockets = {name: (3, socket) for name, socket in sockets_of(artifact.kind, artifact.pooling).items()}
     dims = socket_dims(artifact.kind, artifact.pooling, width)
-    inputs = ("text", "text_pair") if artifact.encoder.pair else ("text",)
+    inputs = artifact.encoder.tensors
     config = ensemble_config("minilm", sockets, {name: dims[s] for name, (_, s) in sockets.items()}, inputs=inputs)
     read = vfm_config("vfm", config, {"minilm"})
     assert read is not None
@@ -135,7 +132,8 @@ def _check_golden(content: VersionContent, root: Path) -> None:
         return
     compare(golden, golden.arrays, "fp32")
     try:
-        _encoder().encode(content.artifact.encoder, golden.texts, golden.pairs)
+        for row in golden.inputs:
+            _encoder().encode(content.artifact.encoder, row.tensors)
     except InvalidInput as error:
         check_told(error)
 

@@ -10,7 +10,7 @@ import numpy as np
 from fmplex_backend.encoders.text import EncodedRow, TextEncoder
 from fmplex_backend.engine.worker import Worker
 from fmplex_backend.messages import BatchDone, LoadGeneration
-from fmplex_backend.repository.artifact import EncoderSpec
+from fmplex_backend.repository.modalities import TextSpec
 from fmplex_backend.repository.packed import pack, read_version
 from support.recipes import RECIPES, Recipe, write_version
 from support.reference import Reference
@@ -39,9 +39,9 @@ class Bench:
         return self.worker.load(LoadGeneration(number, name, 1, path)).error
 
     def rows(self, name: str, indices: list[int]) -> list[EncodedRow]:
-        spec = EncoderSpec.model_validate(RECIPES[name].encoder) if name in RECIPES else EncoderSpec()
+        spec = TextSpec.model_validate(RECIPES[name].encoder) if name in RECIPES else TextSpec()
         texts = [TEXTS[i][: 14 if name == "untruncated" else None] for i in indices]
-        return self.encoder.encode(spec, texts, [PAIRS[i] for i in indices] if spec.pair else None)
+        return self.encoder.encode_texts(spec, texts, [PAIRS[i] for i in indices] if spec.pair else None)
 
     def reference(self, name: str, index: int) -> np.ndarray:
         text = TEXTS[index][: 14 if name == "untruncated" else None]

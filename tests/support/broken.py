@@ -241,7 +241,7 @@ BROKEN = (
     Broken(
         "feeds_a_pair",
         edit_config(_feed_pair),
-        ("feeds ['text', 'text_pair']", "feeds ['text']"),
+        ("feeds ['text', 'text_pair']", "its encoder reads ['text']"),
         client_hears_it=False,
     ),
     Broken(

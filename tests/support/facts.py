@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+from fmplex_backend.backbones.base import Backbone
 from fmplex_backend.backbones.facts import BackboneFacts
-from fmplex_backend.backbones.text import TextBackbone
+from fmplex_backend.backbones.registry import load_backbone
 
 
 @functools.lru_cache
-def backbone_of(folder: Path) -> TextBackbone:
+def backbone_of(folder: Path) -> Backbone:
     """The backbone in ``folder``, loaded once. Whoever hooks it drops its hooks' work again."""
-    return TextBackbone(str(folder), "fp32", "cpu")
+    return load_backbone(str(folder), "fp32", "cpu")
 
 
 def facts_of(folder: Path) -> BackboneFacts:

@@ -19,7 +19,7 @@ _WORDS = ("good", "bad", "film", "the", "a", "book", "is", "not", "very", "was")
 
 def make_fm_repository(folder: Path, fm: str, backbone: Path, max_batch_size: int = 64, engines: str = "cpu") -> Path:
     """A repository with nothing but the physical FM; returns ``folder``."""
-    (folder / fm).mkdir()
+    (folder / fm / "1").mkdir(parents=True)
     config = ModelConfig(backend="fmplex", max_batch_size=max_batch_size)
     config.parameters["backbone"].string_value = str(backbone)
     config.parameters["engines"].string_value = engines

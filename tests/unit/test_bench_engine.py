@@ -208,18 +208,18 @@ def test_mixed_on_a_tiny_backbone(tiny_backbone: Path) -> None:
 
 
 def test_random_backbone_and_its_products(tmp_path: Path) -> None:
-    from fmplex_backend.backbones.text import TextBackbone
+    from fmplex_backend.backbones.registry import load_backbone
     from fmplex_backend.encoders.text import TextEncoder
-    from fmplex_backend.repository.artifact import EncoderSpec
+    from fmplex_backend.repository.modalities import TextSpec
 
-    backbone = TextBackbone(str(make_random_bert(tmp_path, small=True)), "fp32", "cpu")
-    (row,) = TextEncoder(backbone.facts).encode(EncoderSpec(), ["the film was good"], None)
+    backbone = load_backbone(str(make_random_bert(tmp_path, small=True)), "fp32", "cpu")
+    (row,) = TextEncoder(backbone.facts).encode_texts(TextSpec(), ["the film was good"], None)
     assert row.size == 6
     products = Products(backbone, rows=2, tokens=4)
     per_token = 2 * (4 * 32 * 32 + 2 * 32 * 64)  # 2 layers: 4 square matrices and 2 of the feed-forward part
     assert products.flops == 2 * per_token * 8 + 2 * 4 * 2 * 4 * 4 * 32
     assert products.run() > 0
-    field = Field(backbone, TextBackbone(str(tmp_path), "fp32", "cpu"), AdapterSpec(2, ("query",)), 3, 4, 0)
+    field = Field(backbone, load_backbone(str(tmp_path), "fp32", "cpu"), AdapterSpec(2, ("query",)), 3, 4, 0)
     try:
         (tmp_path / "files").mkdir()
         field.load(tmp_path / "files")

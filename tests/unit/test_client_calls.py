@@ -22,7 +22,8 @@ from fmplex_client import (
     ServerUnavailable,
     UnknownTask,
 )
-from fmplex_client.wire import Request, Response, host_port, split, text_tensor
+from fmplex_client.rows import chunks, text_tensor
+from fmplex_client.wire import Request, Response, host_port, split
 
 
 class FakeServer:
@@ -117,7 +118,7 @@ def asynchronous(request: pytest.FixtureRequest) -> bool:
 @given(count=st.integers(0, 40), limit=st.integers(1, 16))
 def test_split_keeps_order_and_limit(count: int, limit: int) -> None:
     texts = [str(i) for i in range(count)]
-    requests = split("m", texts, texts[::-1], limit, request_id="id")
+    requests = split("m", chunks(("text", "text_pair"), texts, texts[::-1], limit), request_id="id")
     assert all(1 <= request.rows <= limit for request in requests)
     assert [row[0].decode() for request in requests for row in request.tensors["text"]] == texts
     assert [row[0].decode() for request in requests for row in request.tensors["text_pair"]] == texts[::-1]

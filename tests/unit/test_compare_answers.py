@@ -93,7 +93,7 @@ def test_distribution() -> None:
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=20))
 def test_jain_is_between_one_of_n_and_1(shares: list[float]) -> None:
     index = jain_index(np.array(shares))
-    assert index == 0 if sum(x * x for x in shares) == 0 else 1 / len(shares) - 1e-9 <= index <= 1 + 1e-9
+    assert index == 0 if not any(shares) else 1 / len(shares) - 1e-9 <= index <= 1 + 1e-9
 
 
 def test_agreement_is_of_the_same_pair_of_turns() -> None:

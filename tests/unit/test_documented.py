@@ -16,8 +16,8 @@ from fmplex_backend.host.lane import HANG_FACTOR
 from fmplex_backend.host.log import MOST_LINES, QUIET_SECONDS
 from fmplex_backend.host.suspects import GUILTY, SUSPECT
 from fmplex_backend.repository import golden
-from fmplex_backend.repository.artifact import EncoderSpec
 from fmplex_backend.repository.config import FMSettings, Policy
+from fmplex_backend.repository.modalities import TextSpec
 from fmplex_backend.repository.safe_files import MAX_JSON_BYTES, MAX_TENSOR_BYTES
 from fmplex_backend.transport import BLOCKS_LIMIT
 from fmplex_client.aio_transport import CONNECTIONS
@@ -75,7 +75,7 @@ def test_every_parameter_is_documented_with_its_default(heading: str, model: typ
 
 SETTINGS = FMSettings(backbone="x")
 BOUNDS: dict[str, tuple[Any, ...]] = {
-    "bytes of a text in UTF-8": (EncoderSpec().max_bytes, 1 << 20),
+    "bytes of a text in UTF-8": (TextSpec().max_bytes, 1 << 20),
     "rows of a vFM that wait": (Policy().max_queue_size,),
     "rows of all vFMs that wait": (SETTINGS.max_waiting_rows,),
     "rows in one": (SETTINGS.max_batch_rows,),

@@ -162,7 +162,7 @@ def test_twins_run_the_backbone_once(bench: Bench) -> None:
     row = bench.rows("bare_two", [1])[0].tokens
     message = RunBatch(1, [numbers[name] for name in names], [row] * len(names))
     prepared = bench.worker.prepare(message)
-    assert len(prepared.inputs["input_ids"]) == 3, "bare, and one for each adapter"
+    assert len(prepared.parts[0].inputs["input_ids"]) == 3, "bare, and one for each adapter"
     for place, answer in by_row(bench.worker.run_prepared(prepared)).items():
         np.testing.assert_allclose(answer, bench.reference(names[place], 1), atol=1e-5, rtol=1e-5)
 

@@ -16,11 +16,12 @@ from safetensors.numpy import load_file, save_file
 from support.tiny import MAX_LENGTH, make_tiny_bert
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from fmplex_backend.backbones.text import TextBackbone
+from fmplex_backend.backbones.registry import load_backbone
 from fmplex_backend.encoders.text import TextEncoder
 from fmplex_backend.engine.worker import Worker
 from fmplex_backend.messages import LoadGeneration, RunBatch
-from fmplex_backend.repository.artifact import Artifact, BackboneRef, EncoderSpec
+from fmplex_backend.repository.artifact import Artifact, BackboneRef
+from fmplex_backend.repository.modalities import TextSpec
 from fmplex_backend.repository.packed import pack, read_version
 
 TEXTS = ["good film", "a very good book, not a bad film", "no", "it was not very good, was it?"]
@@ -120,10 +121,10 @@ def test_an_imported_checkpoint_answers_as_transformers_does(name: str, tmp_path
         warnings.simplefilter("ignore")
         make_checkpoint(version / "adapter", folder, family)
         expected = plain_logits(version / "adapter", folder)
-    worker = Worker(TextBackbone(str(folder), "fp32", "cpu"), "cpu", 4)
+    worker = Worker(load_backbone(str(folder), "fp32", "cpu"), "cpu", 4)
     assert load(worker, version, name) is None
     facts = worker.backbone.facts
-    rows = TextEncoder(facts).encode(EncoderSpec(), TEXTS, None)
+    rows = TextEncoder(facts).encode_texts(TextSpec(), TEXTS, None)
     done = worker.run(RunBatch(1, [1] * len(rows), [row.tokens for row in rows]))
     np.testing.assert_allclose(done.groups[0].columns["vector"], expected, rtol=1e-5, atol=1e-5)
 
@@ -137,7 +138,7 @@ def test_a_head_that_the_checkpoint_lacks_is_refused_and_not_left_random(tmp_pat
     weights = version / "adapter" / "adapter_model.safetensors"
     kept = {name: tensor for name, tensor in load_file(weights).items() if not name.endswith("classifier.bias")}
     save_file(kept, weights)
-    worker = Worker(TextBackbone(str(folder), "fp32", "cpu"), "cpu", 4)
+    worker = Worker(load_backbone(str(folder), "fp32", "cpu"), "cpu", 4)
     assert load(worker, version, "x") == (
         "the checkpoint lacks 'classifier.bias', a parameter of BertForSequenceClassification's head; "
         "save it by modules_to_save"

@@ -32,6 +32,13 @@ GOOD: dict[str, Any] = {
 }
 
 
+def texts_of(golden: Golden | None) -> tuple[list[str], list[str] | None]:
+    """Texts and pairs."""
+    assert golden is not None
+    pairs = [row.text_pair for row in golden.inputs if row.text_pair is not None]
+    return [row.text or "" for row in golden.inputs], pairs or None
+
+
 def artifact(recipe: str, backbone: Path) -> Artifact:
     return artifact_of(RECIPES[recipe], backbone)
 
@@ -48,7 +55,7 @@ def read(folder: Path, content: Any, artifact: Artifact, width: int = 2) -> Gold
 def test_a_good_file(tmp_path: Path, tiny_backbone: Path) -> None:
     golden = read(tmp_path, GOOD, artifact("bare_two", tiny_backbone))
     assert golden is not None
-    assert (golden.texts, golden.pairs) == (["good film", "bad"], None)
+    assert [(row.text, row.text_pair) for row in golden.inputs] == [("good film", None), ("bad", None)]
     assert [row.tolist() for row in golden.arrays] == [[np.float32(0.1), -2.0], [1.0, 0.5]]
 
 
@@ -75,8 +82,11 @@ def test_no_file_is_none(tmp_path: Path, tiny_backbone: Path) -> None:
         ({"inputs": [], "outputs": []}, "at least 1 item"),
         ({"inputs": [{"text": "a"}] * 5, "outputs": [[0.0, 0.0]] * 5}, "at most 4 items"),
         ({"inputs": [{"text": "a"}, {"text": 3}]}, "key 'inputs.1.text' is 3"),
-        ({"inputs": [{"text": "a"}, {"text": "b", "text_pair": "c"}]}, "either every input has a 'text_pair' or none"),
-        ({"inputs": [{"text": "a", "text_pair": "b"}] * 2}, "with encoder.pair False every input has no 'text_pair'"),
+        ({"inputs": [{"text": "a"}, {"text": "b", "text_pair": "c"}]}, "either all have a 'text_pair' or none has"),
+        (
+            {"inputs": [{"text": "a", "text_pair": "b"}] * 2},
+            r"its inputs are \['text', 'text_pair'\]; the encoder reads \['text'\]",
+        ),
         ({"dtype": "bf16"}, "key 'dtype' is 'bf16'"),
         ({"extra": 1}, "unknown key 'extra'"),
     ],
@@ -89,7 +99,7 @@ def test_what_is_refused(tmp_path: Path, tiny_backbone: Path, changes: dict[str,
 def test_pairs_and_tables(tmp_path: Path, tiny_backbone: Path) -> None:
     pair = {"inputs": [{"text": "a", "text_pair": "b"}], "outputs": [[1, 2, 3]]}
     assert read(tmp_path, pair, artifact("pair", tiny_backbone), 3) is not None
-    with pytest.raises(Refused, match=r"with encoder\.pair True every input has a 'text_pair'"):
+    with pytest.raises(Refused, match=r"its inputs are \['text'\]; the encoder reads \['text', 'text_pair'\]"):
         read(tmp_path, GOOD, artifact("pair", tiny_backbone))
     table = {"inputs": [{"text": "a"}], "outputs": [[[1, 2], [3, 4]]]}
     assert read(tmp_path, table, artifact("tokens", tiny_backbone), 2) is not None
@@ -170,7 +180,7 @@ def test_what_is_written_is_plain_peft_and_what_the_engine_answers(
     write_golden(version, make_golden(version, made, backbone, TEXTS, pairs))
     read = read_golden(version, tmp_path / "vfm", made, width_of(recipe, tiny_backbone))
     assert read is not None
-    plain = Reference(version, tiny_backbone)(read.texts, read.pairs)
+    plain = Reference(version, tiny_backbone)(*texts_of(read))
     for written, row in zip(read.arrays, plain, strict=True):
         np.testing.assert_allclose(written, row, atol=1e-6, rtol=1e-5)
     compare(read, _engine(version, tiny_backbone, read), "fp32")
@@ -182,7 +192,7 @@ def _engine(version: Path, backbone: Path, golden: Golden) -> list[Any]:
     pack(content, version / "packed.safetensors")
     worker = Worker(shared, "cpu", 4)
     assert worker.load(LoadGeneration(1, "x", 1, str(version / "packed.safetensors"))).error is None
-    rows = TextEncoder(shared.facts).encode(content.artifact.encoder, golden.texts, golden.pairs)
+    rows = TextEncoder(shared.facts).encode_texts(content.artifact.encoder, *texts_of(golden))
     (group,) = worker.run(RunBatch(1, [1] * len(rows), [row.tokens for row in rows])).groups
     worker.drop(1)
     worker.close()
@@ -200,12 +210,12 @@ def test_rows_are_short_different_and_have_large_numbers(
     long = "film " * 30
     texts = [long, "good", "good", "bad film", "a book", *TEXTS]
     chosen = make_golden(version, made, backbone, texts)
-    assert len(set(chosen.texts)) == 2
-    assert long not in chosen.texts
+    assert len(set(texts_of(chosen)[0])) == 2
+    assert long not in texts_of(chosen)[0]
     largest = max(np.abs(row).max() for row in Reference(version, tiny_backbone)(texts[1:]))
     assert max(np.abs(row).max() for row in chosen.arrays) == pytest.approx(largest, rel=1e-5)
-    assert make_golden(version, made, backbone, [long + "x", long]).texts == [long]
+    assert texts_of(make_golden(version, made, backbone, [long + "x", long]))[0] == [long]
     with pytest.raises(InvalidInput, match="none of 1 texts"):
         make_golden(version, made, backbone, [" "])
     monkeypatch.undo()
-    assert len(make_golden(version, made, backbone).texts) == 2, "without data there are texts of our own"
+    assert len(make_golden(version, made, backbone).inputs) == 2, "without data there are texts of our own"

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fmplex_backend.adapters.adapter import make_adapter
 from fmplex_backend.adapters.bank import AdapterBank, Stamp
-from fmplex_backend.backbones.base import Features
-from fmplex_backend.backbones.text import TextBackbone
+from fmplex_backend.backbones.base import Backbone, Features
+from fmplex_backend.backbones.registry import load_backbone
 from fmplex_backend.engine.generation import TABLES, Tables
 from fmplex_backend.engine.graphs import LENGTHS, ROWS, Graphs, Recording, bucket_of
 
@@ -56,17 +56,17 @@ def tables(layers: dict[str, tuple[int, int]], rank: int, seed: int, prompt: int
 
 
 @pytest.fixture
-def backbone(tiny_backbone: Path) -> TextBackbone:
+def backbone(tiny_backbone: Path) -> Backbone:
     return backbone_of(tiny_backbone)
 
 
-def put(bank: AdapterBank, backbone: TextBackbone, number: int, rank: int, prompt: int = 0) -> None:
+def put(bank: AdapterBank, backbone: Backbone, number: int, rank: int, prompt: int = 0) -> None:
     layers = {n: s for n, s in backbone.facts.layers.items() if n.endswith(("query", "value")[: 1 + number % 2])}
     adapter = make_adapter(tables(layers, rank, number, prompt), backbone.model, torch.float32)
     bank.put(Stamp(number, f"v{number}", 1), adapter)
 
 
-def batch(backbone: TextBackbone, rows: int, length: int, seed: int = 0) -> dict[str, Tensor]:
+def batch(backbone: Backbone, rows: int, length: int, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     tokens = [
         {"input_ids": torch.randint(5, 30, (max(2, length - i % 3),), generator=generator, dtype=torch.int32).numpy()}
@@ -75,13 +75,13 @@ def batch(backbone: TextBackbone, rows: int, length: int, seed: int = 0) -> dict
     return backbone.collate(tokens)
 
 
-def plainly(backbone: TextBackbone, bank: AdapterBank, inputs: dict[str, Tensor], who: list[int | None]) -> Tensor:
+def plainly(backbone: Backbone, bank: AdapterBank, inputs: dict[str, Tensor], who: list[int | None]) -> Tensor:
     with bank.batch(who):
         return backbone.forward(inputs).hidden
 
 
 @torch.inference_mode()
-def test_one_graph_serves_every_mix(backbone: TextBackbone) -> None:
+def test_one_graph_serves_every_mix(backbone: Backbone) -> None:
     bank, repeat, said = AdapterBank(backbone.model, torch.float32, "cpu", 4), Repeat(), list[str]()
     graphs = Graphs(backbone, bank, "cpu", said.append, repeat)
     for number, rank in ((1, 4), (2, 4), (3, 8)):
@@ -114,7 +114,7 @@ def test_one_graph_serves_every_mix(backbone: TextBackbone) -> None:
 
 
 @torch.inference_mode()
-def test_a_stack_that_moved_ends_the_graphs(backbone: TextBackbone) -> None:
+def test_a_stack_that_moved_ends_the_graphs(backbone: Backbone) -> None:
     bank, repeat = AdapterBank(backbone.model, torch.float32, "cpu", 8), Repeat()
     graphs = Graphs(backbone, bank, "cpu", print, repeat)
     put(bank, backbone, 2, 4)
@@ -130,7 +130,7 @@ def test_a_stack_that_moved_ends_the_graphs(backbone: TextBackbone) -> None:
 
 
 @torch.inference_mode()
-def test_a_graph_that_answers_otherwise_is_not_used(backbone: TextBackbone) -> None:
+def test_a_graph_that_answers_otherwise_is_not_used(backbone: Backbone) -> None:
     bank, repeat, said = AdapterBank(backbone.model, torch.float32, "cpu", 8), Repeat(), list[str]()
     graphs = Graphs(backbone, bank, "cpu", said.append, repeat)
     repeat.spoil = 1.0
@@ -150,7 +150,7 @@ def spoil(bank: AdapterBank, number: int, value: float) -> None:
 
 
 @torch.inference_mode()
-def test_a_neighbour_that_is_no_number_costs_nobody_the_graph(backbone: TextBackbone) -> None:
+def test_a_neighbour_that_is_no_number_costs_nobody_the_graph(backbone: Backbone) -> None:
     bank, repeat, said = AdapterBank(backbone.model, torch.float32, "cpu", 8), Repeat(), list[str]()
     graphs = Graphs(backbone, bank, "cpu", said.append, repeat)
     put(bank, backbone, 2, 4)
@@ -164,7 +164,7 @@ def test_a_neighbour_that_is_no_number_costs_nobody_the_graph(backbone: TextBack
 
 
 @torch.inference_mode()
-def test_a_huge_neighbour_hides_no_difference(backbone: TextBackbone) -> None:
+def test_a_huge_neighbour_hides_no_difference(backbone: Backbone) -> None:
     bank, repeat, said = AdapterBank(backbone.model, torch.float32, "cpu", 8), Repeat(), list[str]()
     graphs = Graphs(backbone, bank, "cpu", said.append, repeat)
     put(bank, backbone, 2, 4)
@@ -179,7 +179,7 @@ def test_a_huge_neighbour_hides_no_difference(backbone: TextBackbone) -> None:
 
 
 @torch.inference_mode()
-def test_prompts_and_shapes_beyond_the_buckets_are_run_plainly(backbone: TextBackbone) -> None:
+def test_prompts_and_shapes_beyond_the_buckets_are_run_plainly(backbone: Backbone) -> None:
     bank, repeat = AdapterBank(backbone.model, torch.float32, "cpu", 8), Repeat()
     graphs = Graphs(backbone, bank, "cpu", print, repeat)
     put(bank, backbone, 2, 4, prompt=3)
@@ -206,7 +206,7 @@ def test_buckets() -> None:
 def test_a_real_graph(tiny_backbone: Path) -> None:
     from fmplex_backend.engine.graphs import cuda_capture
 
-    backbone = TextBackbone(str(tiny_backbone), "fp32", "cuda:0")
+    backbone = load_backbone(str(tiny_backbone), "fp32", "cuda:0")
     bank, said = AdapterBank(backbone.model, torch.float32, "cuda:0", 4), list[str]()
     graphs = Graphs(backbone, bank, "cuda:0", said.append, cuda_capture)
     put(bank, backbone, 2, 4)

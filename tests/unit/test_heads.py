@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.facts import facts_of
 from support.recipes import base_model
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
@@ -46,14 +47,23 @@ def features() -> Features:
 def test_pooling_counts_only_a_rows_own_positions(features: Features) -> None:
     for row, n in enumerate(LENGTHS):
         own = features.hidden[row, :n]
-        for pooling, wanted in {"mean": own.mean(0), "cls": own[0], "last": own[-1]}.items():
+        for pooling, wanted in {
+            "mean": own.mean(0),
+            "cls": own[0],
+            "last": own[-1],
+            "max": own.amax(0),
+            "std": own.std(0, correction=0),
+            "cls+mean": torch.cat([own[0], own.mean(0)]),
+        }.items():
             torch.testing.assert_close(features.pooled(pooling)[row], wanted)
     changed = features.hidden.clone()
     changed[features.mask == 0] = 1e9
-    for pooling in ("mean", "cls", "last"):
+    for pooling in ("mean", "cls", "last", "max", "std", "cls+mean"):
         torch.testing.assert_close(Features(changed, features.mask, {}).pooled(pooling), features.pooled(pooling))
-    with pytest.raises(ValueError, match="no pooling 'max'"):
-        features.pooled("max")
+    with pytest.raises(ValueError, match="pooling 'least' is none, or one or more of mean, cls"):
+        features.pooled("least")
+    with pytest.raises(ValueError, match="tells no levels"):
+        features.pooled("mean+levels")
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -194,9 +204,8 @@ def test_transformers_head_is_the_classs_own(tiny_backbone: Path, kind: str, aut
     model = auto.from_pretrained(tiny_backbone, num_labels=len(labels or [0])).eval()
     parameters = {n: p.detach() for n, p in model.named_parameters() if not n.startswith("bert.")}
     backbone = base_model(tiny_backbone)
-    head = transformers_head(
-        artifact(kind, labels=labels, head="transformers", adapter=True, pooling=pooling), parameters, backbone
-    )
+    made = artifact(kind, labels=labels, head="transformers", adapter=True, pooling=pooling)
+    head = transformers_head(made, parameters, facts_of(tiny_backbone), backbone)
     inputs = {"input_ids": torch.randint(5, 30, (3, 6)), "attention_mask": torch.ones(3, 6, dtype=torch.int64)}
     with torch.inference_mode():
         output = backbone(**inputs)
@@ -214,5 +223,5 @@ def test_transformers_head_wants_all_of_its_parameters(tiny_backbone: Path) -> N
         ({"classifier.weight": torch.zeros(2, 32), "classifier.bias": torch.zeros(2), "x": torch.zeros(1)}, "has 'x'"),
     ):
         with pytest.raises(Refused) as caught:
-            transformers_head(one, parameters, base_model(tiny_backbone))
+            transformers_head(one, parameters, facts_of(tiny_backbone), base_model(tiny_backbone))
         assert says in str(caught.value)

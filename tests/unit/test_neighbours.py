@@ -17,12 +17,13 @@ from support.facts import backbone_of
 from support.recipes import RECIPES, write_version
 
 from fmplex_backend.adapters.bank import Stamp
+from fmplex_backend.backbones.base import Backbone
 from fmplex_backend.backbones.packed_linear import pack_linears
-from fmplex_backend.backbones.text import TextBackbone
+from fmplex_backend.backbones.registry import load_backbone
 from fmplex_backend.encoders.text import TextEncoder
 from fmplex_backend.engine.worker import Worker
 from fmplex_backend.messages import BatchDone, LoadGeneration, RunBatch, Tokens
-from fmplex_backend.repository.artifact import EncoderSpec
+from fmplex_backend.repository.modalities import TextSpec
 from fmplex_backend.repository.packed import pack, read_version
 
 EVIL = {
@@ -40,7 +41,7 @@ ON_MINILM = ("embed_tokens", "lora_all_16", "dora_qv_8", "ia3", "prompt")
 class Company:
     """vFMs 1 to n, each beside a neighbour, numbered n higher: the same vFM once more, or an evil one of its shapes."""
 
-    backbone: TextBackbone
+    backbone: Backbone
     folder: Path
     names: tuple[str, ...]
     """Recipes."""
@@ -79,8 +80,8 @@ class Company:
 
     def tokens(self, number: int, text: str) -> Tokens:
         recipe = RECIPES[self.name(number)]
-        spec = EncoderSpec.model_validate({"max_length": 48, **recipe.encoder, "truncation": True})
-        (row,) = TextEncoder(self.backbone.facts).encode(spec, [text], ["bad"] if spec.pair else None)
+        spec = TextSpec.model_validate({"max_length": 48, **recipe.encoder, "truncation": True})
+        (row,) = TextEncoder(self.backbone.facts).encode_texts(spec, [text], ["bad"] if spec.pair else None)
         return row.tokens
 
     def batch(self, *, other_texts: bool = False) -> RunBatch:
@@ -150,7 +151,7 @@ def test_evil_neighbours_change_no_bit_and_fail_alone(company: Company, evil: st
 
 
 def test_on_a_real_backbone_with_packed_weights(minilm_backbone: Path, tmp_path: Path) -> None:
-    backbone = TextBackbone(str(minilm_backbone), "fp32", "cpu")
+    backbone = load_backbone(str(minilm_backbone), "fp32", "cpu")
     assert pack_linears(backbone.model) is None
     company = Company(backbone, tmp_path, ON_MINILM, {}, set())
     company.write(minilm_backbone)

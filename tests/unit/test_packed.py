@@ -113,7 +113,7 @@ def _vfm_json(vfm: Path, **changes: Any) -> None:
         ({"encoder": {"max_length": 2}}, "'encoder.max_length' is 2"),
         ({"encoder": {"max_len": 8}}, "unknown key 'encoder.max_len'"),
         ({"encoder": {"max_length": 65}}, "encoder.max_length 65 exceeds the backbone's 64 tokens"),
-        ({"encoder": {"pair": True}}, "feeds ['text']; with encoder.pair True it feeds ['text', 'text_pair']"),
+        ({"encoder": {"pair": True}}, "feeds ['text']; its encoder reads ['text', 'text_pair']"),
         ({"kind": "token_classification", "pooling": "none", "encoder": {"prefix": "q"}}, "no 'prefix'"),
         ({"kind": "regression", "labels": None}, "output 'label' maps socket 'text'"),
     ],

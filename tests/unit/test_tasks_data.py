@@ -14,7 +14,8 @@ from fmplex_tools.tasks.data import Columns, Examples, read_examples
 from fmplex_tools.tasks.kinds import check_labels, detect_kind, drop_rare, encode, label_names
 from fmplex_tools.tasks.options import LoraOptions, TaskOptions
 from fmplex_tools.tasks.prepare import prepare_data
-from fmplex_tools.tasks.split import cap, join_test, split, strata_of, stratified, text_key
+from fmplex_tools.tasks.rows import row_key
+from fmplex_tools.tasks.split import cap, join_test, split, strata_of, stratified
 
 ROWS = [{"text": f"text number {i}", "label": "ab"[i % 2]} for i in range(20)]
 
@@ -37,7 +38,7 @@ def _write(path: Path, rows: list[dict[str, object]]) -> Path:
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
 def test_every_format_gives_the_same_rows(tmp_path: Path, ending: str) -> None:
     examples = read_examples(_write(tmp_path / f"data.{ending}", ROWS), Columns("text", "label"))
-    assert examples.texts == tuple(row["text"] for row in ROWS)
+    assert examples.rows == tuple(row["text"] for row in ROWS)
     assert examples.labels == tuple(row["label"] for row in ROWS)
 
 
@@ -162,8 +163,8 @@ def test_no_text_is_on_both_sides(rows: list[tuple[str, str]], seed: int) -> Non
         result = split(examples, strata, seed=seed)
     except InvalidInput:
         return  # too few distinct texts for two sides
-    train = {text_key(examples.texts[row]) for row in result.train}
-    test = {text_key(examples.texts[row]) for row in result.test}
+    train = {row_key(examples.rows[row]) for row in result.train}
+    test = {row_key(examples.rows[row]) for row in result.test}
     assert not train & test
     assert len(train) == len(result.train)
     assert len(result.train) + len(result.test) + result.duplicates == len(examples)

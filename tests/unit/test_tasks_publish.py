@@ -10,9 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from fmplex_backend.errors import FMplexError, InvalidInput, NotFound, Refused
-from fmplex_backend.repository.artifact import Artifact, BackboneRef, EncoderSpec
+from fmplex_backend.repository.artifact import Artifact, BackboneRef
 from fmplex_backend.repository.config import CONFIG_FILE, read_config
 from fmplex_backend.repository.layout import ports_in_use
+from fmplex_backend.repository.modalities import TextSpec
 from fmplex_backend.repository.watch import stamp
 from fmplex_tools.task_cli import app
 from fmplex_tools.tasks import create_bundle, list_tasks, publish, release_task, remove_task, set_task, show_task
@@ -36,7 +37,7 @@ def _publish(repository: Path, name: str, *, pair: bool = False, parameters: dic
         kind="classification",
         backbone=BackboneRef(name="toy", fingerprint="sha256:" + "0" * 64),
         labels=("ham", "spam"),
-        encoder=EncoderSpec(max_length=16, pair=pair),
+        encoder=TextSpec(max_length=16, pair=pair),
     )
     with publish.staged(repository) as scratch:
         write_version(scratch / "version", artifact, Head(np.zeros((2, 8), np.float32), np.zeros(2, np.float32)))
@@ -189,7 +190,7 @@ def test_a_bundle_shows_its_members_and_keeps_them_from_being_removed(repository
 def test_bundles_that_cannot_work_are_refused(repository: Path) -> None:
     _publish(repository, "a")
     _publish(repository, "p", pair=True)
-    for members, says in ((["a"], "at least 2"), (["a", "p"], "pair of texts"), (["a", "x"], "no vFM 'x'")):
+    for members, says in ((["a"], "at least 2"), (["a", "p"], "read different inputs"), (["a", "x"], "no vFM 'x'")):
         with pytest.raises(FMplexError, match=says):
             create_bundle(repository, "both", members)
 

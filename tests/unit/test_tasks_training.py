@@ -27,9 +27,9 @@ from transformers import (
 from typer.testing import CliRunner
 
 from fmplex_backend.errors import InvalidInput, NotFound, Refused
-from fmplex_backend.repository.artifact import EncoderSpec
 from fmplex_backend.repository.config import CONFIG_FILE, read_config, write_config
 from fmplex_backend.repository.golden import read_golden
+from fmplex_backend.repository.modalities import TextSpec
 from fmplex_tools.task_cli import app
 from fmplex_tools.tasks import (
     Examples,
@@ -51,7 +51,7 @@ from fmplex_tools.tasks.publish import staging_root
 from fmplex_tools.tasks.signing import public_key
 
 GOOD, BAD, FILLER = ("good", "great", "fine"), ("bad", "poor", "awful"), ("film", "food", "day", "book", "game", "song")
-SHORT = TaskOptions(encoder=EncoderSpec(max_length=12))
+SHORT = TaskOptions(encoder=TextSpec(max_length=12))
 
 
 @pytest.fixture(scope="session")
@@ -127,7 +127,7 @@ def _plain(backbone: Backbone, version: Path, texts: list[str], length: int) -> 
 def test_a_classifier_beats_the_majority_and_equals_plain_peft(
     repository: Path, backbone: Backbone, lora: LoraOptions | None
 ) -> None:
-    options = TaskOptions(lora=lora, encoder=EncoderSpec(max_length=12))
+    options = TaskOptions(lora=lora, encoder=TextSpec(max_length=12))
     result = create_task(repository, "polarity", _polarity(), options, fm="toy", backbone=backbone)
     quality = result.artifact.quality
     assert quality is not None
@@ -138,7 +138,9 @@ def test_a_classifier_beats_the_majority_and_equals_plain_peft(
     plain = _plain(backbone, repository / "polarity" / "1", texts, 12)
     golden = read_golden(version := repository / "polarity" / "1", version, result.artifact, 2)
     assert golden is not None
-    np.testing.assert_allclose(golden.arrays, _plain(backbone, version, golden.texts, 12), atol=1e-5)
+    np.testing.assert_allclose(
+        golden.arrays, _plain(backbone, version, [row.text for row in golden.inputs], 12), atol=1e-5
+    )
     labels = np.array(result.artifact.labels)[plain.argmax(1)]
     truth = np.array([label for _, label in _rows(seed=1)])
     assert (labels == truth).mean() >= quality.baseline + 0.2
@@ -151,7 +153,7 @@ def test_a_classifier_beats_the_majority_and_equals_plain_peft(
 
 def test_training_leaves_the_backbone_as_it_was_and_repeats_exactly(repository: Path, backbone: Backbone) -> None:
     before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
-    options = TaskOptions(lora=LoraOptions(rank=2, epochs=1), encoder=EncoderSpec(max_length=12))
+    options = TaskOptions(lora=LoraOptions(rank=2, epochs=1), encoder=TextSpec(max_length=12))
     for name in ("first", "second"):
         create_task(repository, name, _polarity(), options, fm="toy", backbone=backbone)
     after = backbone.model.state_dict()
@@ -182,7 +184,7 @@ def test_every_other_kind_beats_its_baseline(repository: Path, backbone: Backbon
         kind="embedding" if kind == "embedding" else None,
         lora=LoraOptions(rank=4, epochs=2) if adapted else None,
         dimensions=8 if kind == "embedding" else None,
-        encoder=EncoderSpec(max_length=16),
+        encoder=TextSpec(max_length=16),
     )
     examples = Examples(texts, labels[kind], words=tokens, label_name="score")
     result = create_task(repository, "task", examples, options, fm="toy", backbone=backbone)
@@ -196,7 +198,7 @@ def test_every_other_kind_beats_its_baseline(repository: Path, backbone: Backbon
 
 
 def test_an_embedding_without_labels_is_the_backbone_itself(repository: Path, backbone: Backbone) -> None:
-    examples = Examples(_polarity().texts)
+    examples = Examples(_polarity().rows)
     artifact = create_task(repository, "vector", examples, SHORT, fm="toy", backbone=backbone).artifact
     assert (artifact.kind, artifact.head, artifact.normalize, artifact.quality) == ("embedding", "identity", True, None)
     assert not (repository / "vector" / "1" / "head.safetensors").exists()
@@ -207,7 +209,7 @@ def test_a_new_version_keeps_the_interface_or_is_refused(repository: Path, backb
     config = (repository / "polarity" / CONFIG_FILE).read_text()
     assert train_task(repository, "polarity", _polarity(200), backbone=backbone).version == 2
     assert (repository / "polarity" / CONFIG_FILE).read_text() == config
-    other = Examples(_polarity().texts, tuple(f"{label}!" for label in _polarity().labels or ()))
+    other = Examples(_polarity().rows, tuple(f"{label}!" for label in _polarity().labels or ()))
     with pytest.raises(InvalidInput, match=r"answers with labels bad, good.*make a new vFM"):
         train_task(repository, "polarity", other, backbone=backbone)
     assert show_task(repository, "polarity").versions == (1, 2)
@@ -219,14 +221,14 @@ def test_a_new_version_keeps_the_interface_or_is_refused(repository: Path, backb
         (TaskOptions(lora=LoraOptions(target_modules=("qurey",))), "'qurey': no such linear layer"),
         (TaskOptions(lora=LoraOptions(layers=(0, 5))), "--layers 5: the backbone has layers 0 to 1"),
         (TaskOptions(lora=LoraOptions(rank=128, epochs=1)), "rank 128 of layer"),
-        (TaskOptions(encoder=EncoderSpec(max_length=64)), "--max-length 64 exceeds the backbone's 32"),
+        (TaskOptions(encoder=TextSpec(max_length=64)), "--max-length 64 exceeds the backbone's 32"),
     ],
 )
 def test_what_the_backbone_cannot_do_is_named_and_leaves_nothing(
     repository: Path, backbone: Backbone, options: TaskOptions, says: str
 ) -> None:
     if options.encoder.max_length == 128:
-        options = TaskOptions(lora=options.lora, encoder=EncoderSpec(max_length=12))
+        options = TaskOptions(lora=options.lora, encoder=TextSpec(max_length=12))
     with pytest.raises((InvalidInput, Refused)) as caught:
         create_task(repository, "task", _polarity(), options, fm="toy", backbone=backbone)
     assert says in str(caught.value)

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from fmplex_backend.encoders.text import TextEncoder
 from fmplex_backend.errors import InvalidInput
-from fmplex_backend.repository.artifact import EncoderSpec
+from fmplex_backend.repository.modalities import TextSpec
 
 WORDS = st.text(alphabet="abc good,.!é'\n", min_size=1, max_size=200).filter(str.strip)
 
@@ -34,8 +34,8 @@ def tokenizer(tiny_backbone: Path) -> Any:
 def test_same_tokens_as_transformers(
     encoder: TextEncoder, tokenizer: Any, text: str, pair: str | None, limit: int | None
 ) -> None:
-    spec = EncoderSpec(max_length=limit, pair=pair is not None)
-    (row,) = encoder.encode(spec, [text], None if pair is None else [pair], offsets=True)
+    spec = TextSpec(max_length=limit, pair=pair is not None)
+    (row,) = encoder.encode_texts(spec, [text], None if pair is None else [pair], offsets=True)
     wanted = tokenizer(text, pair, truncation="longest_first", max_length=limit or 64, return_offsets_mapping=True)
     assert row.tokens["input_ids"].tolist() == wanted["input_ids"]
     assert row.size == len(wanted["input_ids"]) <= (limit or 64)
@@ -47,13 +47,13 @@ def test_same_tokens_as_transformers(
 
 
 def test_order_of_preparation(encoder: TextEncoder, tokenizer: Any) -> None:
-    spec = EncoderSpec(prefix="Good: ", lowercase=True, collapse_whitespace=True)
-    (row,) = encoder.encode(spec, ["  A \n\n FILM "], None)
+    spec = TextSpec(prefix="Good: ", lowercase=True, collapse_whitespace=True)
+    (row,) = encoder.encode_texts(spec, ["  A \n\n FILM "], None)
     assert row.tokens["input_ids"].tolist() == tokenizer("Good: a film")["input_ids"]
 
 
 def test_the_prefix_is_for_the_first_text_only(encoder: TextEncoder, tokenizer: Any) -> None:
-    (row,) = encoder.encode(EncoderSpec(prefix="good ", pair=True), ["film"], ["book"])
+    (row,) = encoder.encode_texts(TextSpec(prefix="good ", pair=True), ["film"], ["book"])
     assert row.tokens["input_ids"].tolist() == tokenizer("good film", "book")["input_ids"]
 
 
@@ -73,21 +73,21 @@ def test_the_prefix_is_for_the_first_text_only(encoder: TextEncoder, tokenizer: 
 )
 def test_refusals(encoder: TextEncoder, spec: dict[str, Any], texts: list[Any], pairs: Any, says: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        encoder.encode(EncoderSpec.model_validate(spec), texts, pairs)
+        encoder.encode_texts(TextSpec.model_validate(spec), texts, pairs)
     assert says in str(caught.value)
 
 
 def test_byte_limit_is_in_bytes_whatever_the_type(encoder: TextEncoder) -> None:
     for text in ("é", "é".encode()):
         with pytest.raises(InvalidInput, match="2 bytes"):
-            encoder.encode(EncoderSpec(max_bytes=1), [text], None)
+            encoder.encode_texts(TextSpec(max_bytes=1), [text], None)
 
 
 def test_truncation_of_one_vfm_does_not_leak_into_another(encoder: TextEncoder) -> None:
-    specs = [EncoderSpec(max_length=limit) for limit in (4, 8, 16, 32)] * 20
+    specs = [TextSpec(max_length=limit) for limit in (4, 8, 16, 32)] * 20
 
-    def size(spec: EncoderSpec) -> int:
-        return encoder.encode(spec, ["good " * 60], None)[0].size
+    def size(spec: TextSpec) -> int:
+        return encoder.encode_texts(spec, ["good " * 60], None)[0].size
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(size, specs)) == [spec.max_length for spec in specs]

@@ -14,8 +14,8 @@ import typer
 from typer.core import TyperGroup
 
 from fmplex_backend.errors import FMplexError, InvalidInput
-from fmplex_backend.repository.artifact import EncoderSpec
 from fmplex_backend.repository.config import fm_settings
+from fmplex_backend.repository.modalities import EncoderSpec, TextSpec
 from fmplex_tools import task_sign_cli
 from fmplex_tools.console import DEFAULT_REPOSITORY, err, fail, out
 from fmplex_tools.tasks import (
@@ -180,7 +180,7 @@ def create(
         kind=None if kind is None else kind.value,
         lora=_lora(adapter, rank, alpha, target_modules, layers, rslora, epochs, learning_rate),
         pooling=None if pooling is None else pooling.value,
-        encoder=_encoder(EncoderSpec(max_length=DEFAULT_MAX_LENGTH), max_length, prefix, lowercase, pair),
+        encoder=_encoder(TextSpec(max_length=DEFAULT_MAX_LENGTH), max_length, prefix, lowercase, pair),
         dimensions=dimensions,
         separator=separator,
         threshold=threshold,
@@ -289,9 +289,7 @@ def import_(
     """
     from fmplex_tools.tasks.importing import ImportOptions, base_model_of, import_task
 
-    encoder = _encoder(
-        EncoderSpec(max_length=DEFAULT_MAX_LENGTH), max_length, prefix, lowercase, "yes" if pair else None
-    )
+    encoder = _encoder(TextSpec(max_length=DEFAULT_MAX_LENGTH), max_length, prefix, lowercase, "yes" if pair else None)
     options = ImportOptions(
         labels=None if labels is None else tuple(part.strip() for part in labels.split(",")),
         kind=None if kind is None else kind.value,
@@ -463,6 +461,10 @@ def _encoder(
     if max_length is not None and max_length < 4:
         raise InvalidInput(f"--max-length {max_length}: at least 4, special tokens included")
     given = {"max_length": max_length, "prefix": prefix, "lowercase": lowercase, "pair": None if pair is None else True}
+    if base.modality != "text" and any(value is not None for value in given.values()):
+        raise InvalidInput(
+            f"--max-length, --prefix, --lowercase and --pair are about text; the vFM reads {base.modality}"
+        )
     return base.model_copy(update={key: value for key, value in given.items() if value is not None})
 
 

@@ -21,17 +21,18 @@ def main(seconds: float) -> None:
     compute_as_an_engine("cpu", 0)
     import torch
 
+    from fmplex_backend.backbones.base import Backbone
     from fmplex_backend.backbones.packed_linear import pack_linears
-    from fmplex_backend.backbones.text import TextBackbone
+    from fmplex_backend.backbones.registry import load_backbone
     from fmplex_backend.repository.config import fm_settings
     from fmplex_tools.bench.engine.adapters import collated, random_rows
 
     spec = fm_settings(REPOSITORY / FM).backbone
-    plain, packed = TextBackbone(spec, "fp32", "cpu"), TextBackbone(spec, "fp32", "cpu")
+    plain, packed = load_backbone(spec, "fp32", "cpu"), load_backbone(spec, "fp32", "cpu")
     if why := pack_linears(packed.model):
         sys.exit(why)
 
-    def passes(backbone: TextBackbone, rows: int, tokens: int) -> Contender:
+    def passes(backbone: Backbone, rows: int, tokens: int) -> Contender:
         inputs = collated(backbone, random_rows(backbone.model, rows, tokens, 0))
 
         def run() -> float:

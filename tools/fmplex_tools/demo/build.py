@@ -125,7 +125,7 @@ def _adapter_name(task: DemoTask) -> str:
     if lora is None:
         return "head only"
     layers = "all layers" if lora.layers is None else f"layers {lora.layers[0]}–{lora.layers[-1]}"
-    return f"LoRA r{lora.rank} {','.join(lora.target_modules)}, {layers}"
+    return f"LoRA r{lora.rank} {','.join(lora.target_modules or ('queries', 'values'))}, {layers}"
 
 
 def held_out(name: str, rows: int | None = None) -> tuple[list[str], list[object]]:
@@ -138,7 +138,7 @@ def held_out(name: str, rows: int | None = None) -> tuple[list[str], list[object
     order = list(range(len(examples)))
     random.Random(0).shuffle(order)  # the data comes sorted by label: the first few would be all of one
     picked = examples.take(order[:rows])
-    return list(picked.texts), list(picked.labels or ())
+    return list(picked.rows), list(picked.labels or ())
 
 
 def _held_out(name: str) -> Examples:

@@ -71,7 +71,7 @@ def clean(text: str) -> str:
 def _examples(rows: list[tuple[str, object]], source: str, label_name: str, sides: list[str] | None = None) -> Examples:
     kept = [place for place, (text, label) in enumerate(rows) if clean(text) and label != ""]
     return Examples(
-        texts=tuple(clean(rows[place][0]) for place in kept),
+        rows=tuple(clean(rows[place][0]) for place in kept),
         labels=tuple(rows[place][1] for place in kept),
         sides=None if sides is None else tuple(sides[place] for place in kept),
         source=source,

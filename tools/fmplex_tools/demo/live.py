@@ -68,7 +68,7 @@ def _evaluate(client: Client, task: DemoTask, artifact: Artifact, singles: int) 
 
 def _outputs(client: Client, name: str, examples: Examples) -> NDArray[np.float32]:
     """Raw outputs [rows, width]: logits, values or embeddings."""
-    answers: Sequence[object] = client.predict(name, list(examples.texts))
+    answers: Sequence[object] = client.predict(name, list(examples.rows))
     return np.stack([_raw(answer) for answer in answers])
 
 

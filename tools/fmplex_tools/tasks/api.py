@@ -16,12 +16,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from fmplex_backend.errors import FMplexError, InvalidInput, Refused
-from fmplex_backend.repository.artifact import Artifact, Pooling, Quality
+from fmplex_backend.repository.artifact import Artifact, Quality
 from fmplex_backend.repository.config import Policy, read_config
 from fmplex_backend.repository.packed import read_version
+from fmplex_backend.repository.poolings import Pooling
 from fmplex_tools.tasks import publish
 from fmplex_tools.tasks.artifact_writer import now, write_golden, write_version
-from fmplex_tools.tasks.backbone import Backbone, Encoded, check_length, load_backbone, read_settings
+from fmplex_tools.tasks.backbone import Backbone, Encoded, check_fits, load_backbone, read_settings
 from fmplex_tools.tasks.data import Examples
 from fmplex_tools.tasks.evaluate import Score, mean_absolute_error, score
 from fmplex_tools.tasks.golden import make_golden
@@ -102,7 +103,7 @@ def create_task(
     settings = read_settings(repository, fm)
     prepared = prepare_data(examples, options)
     backbone = backbone or load_backbone(repository, fm)
-    check_length(backbone, options.encoder)
+    check_fits(backbone, options.encoder)
     artifact, learned = _learn(backbone, prepared, options, reporter or Reporter())
     with publish.staged(repository) as scratch:
         width = _write_checked(scratch, artifact, learned, prepared, backbone, settings.max_adapter_rank)
@@ -148,7 +149,7 @@ def train_task(
     prepared = prepare_data(examples, options)
     _check_same_interface(name, info.artifact, prepared, options)
     backbone = backbone or load_backbone(repository, info.fm)
-    check_length(backbone, options.encoder)
+    check_fits(backbone, options.encoder)
     artifact, learned = _learn(backbone, prepared, options, reporter or Reporter())
     with publish.staged(repository) as scratch:
         width = _write_checked(scratch, artifact, learned, prepared, backbone, settings.max_adapter_rank)
@@ -203,7 +204,7 @@ def _learn(
 
 def _side(backbone: Backbone, prepared: Prepared, examples: Examples, options: TaskOptions) -> _Side:
     words = prepared.kind == "token_classification"
-    encoded = backbone.encode(examples.texts, examples.pairs, options.encoder, words=words)
+    encoded = backbone.encode(examples.rows, examples.pairs, options.encoder, words=words)
     return _Side(encoded, encode(prepared.kind, examples, prepared.names, options.separator))
 
 
@@ -283,7 +284,9 @@ def _write_checked(
     write_version(version, artifact, learned.head, learned.adapter)
     width = check_version(version, backbone, max_rank)
     examples = prepared.test if len(prepared.test) else prepared.train
-    write_golden(version, make_golden(version, artifact, backbone, examples.texts, examples.pairs))
+    golden = make_golden(version, artifact, backbone, examples.rows, examples.pairs)
+    if golden is not None:
+        write_golden(version, golden)
     return width
 
 
@@ -305,8 +308,8 @@ def _check_same_interface(name: str, old: Artifact, new: Prepared, options: Task
             f"vFM {name!r} answers with labels {', '.join(old.labels)}; the data differs in {', '.join(changed)}; "
             f"{remedy}"
         )
-    if options.encoder.pair != old.encoder.pair:
-        raise InvalidInput(f"vFM {name!r} takes {'a pair' if old.encoder.pair else 'one text'}; {remedy}")
+    if options.encoder.tensors != old.encoder.tensors:
+        raise InvalidInput(f"vFM {name!r} takes {' and '.join(old.encoder.tensors)}; {remedy}")
 
 
 def model_batch_size(repository: Path, fm: str) -> int:

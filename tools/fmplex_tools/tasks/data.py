@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fmplex_backend.errors import InvalidInput, NotFound
+from fmplex_tools.tasks.rows import Row
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 _CSV_FIELD_LIMIT = 1 << 26
@@ -24,11 +25,11 @@ _CSV_FIELD_LIMIT = 1 << 26
 class Examples:
     """Rows of one task, column by column; every column that is not None has one entry a row.
 
-    ``labels`` holds what the file says: strings, numbers or lists. ``words`` replaces ``texts``' word boundaries for
+    ``labels`` holds what the file says: strings, numbers or lists. ``words`` replaces the texts' word boundaries for
     token classification: the text is the words joined with one space.
     """
 
-    texts: tuple[str, ...]
+    rows: tuple[Row, ...]
     labels: tuple[Any, ...] | None = None
     pairs: tuple[str, ...] | None = None
     words: tuple[tuple[str, ...], ...] | None = None
@@ -42,7 +43,7 @@ class Examples:
     """Name of the label column: a regression's output is called by it."""
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.rows)
 
     def take(self, rows: Sequence[int]) -> Examples:
         """The rows with these indices, in this order."""
@@ -51,7 +52,7 @@ class Examples:
             return None if column is None else tuple(column[row] for row in rows)
 
         return Examples(
-            texts=tuple(self.texts[row] for row in rows),
+            rows=tuple(self.rows[row] for row in rows),
             labels=pick(self.labels),
             pairs=pick(self.pairs),
             words=pick(self.words),
@@ -88,7 +89,7 @@ def read_examples(path: Path, columns: Columns) -> Examples:
     else:
         texts = _text_column(path, columns.text, table[columns.text])
     return Examples(
-        texts=texts,
+        rows=texts,
         labels=None if columns.label is None else _label_column(path, columns.label, table[columns.label]),
         pairs=None if columns.pair is None else _text_column(path, columns.pair, table[columns.pair]),
         words=words,

@@ -1,11 +1,13 @@
-"""A version's golden rows: a few of the task's own texts, and what plain transformers, PEFT and the head answer them.
+"""A version's golden rows: a few of the task's own, and what plain transformers, PEFT and the head answer them.
 
-Nothing of the engine is used here, and the version is read from the files that will be served. So a host that answers
-the same (`fmplex_backend.host.golden`) serves what was trained.
+Nothing of the engine's batches is used here, and the version is read from the files that will be served. So a host that
+answers the same (`fmplex_backend.host.golden`) serves what was trained. A text goes through transformers' own tokenizer
+and model; what is no text, through the backbone's plug-in, a row at a time.
 """
 
 from __future__ import annotations
 
+import itertools
 import platform
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,15 +20,18 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from fmplex_backend.backbones.text import local_folder
+from fmplex_backend.backbones.folder import local_folder
 from fmplex_backend.encoders.text import prepare
 from fmplex_backend.errors import InvalidInput
+from fmplex_backend.heads.projections import task_class
 from fmplex_backend.repository.artifact import ADAPTER_DIR, HEAD_FILE, Artifact
-from fmplex_backend.repository.golden import Golden, GoldenRow, answers_by_token
+from fmplex_backend.repository.golden import MAX_BYTES, Golden, GoldenRow, answers_by_token
+from fmplex_backend.repository.modalities import EncoderSpec, TextSpec
 from fmplex_tools.tasks.backbone import Backbone
+from fmplex_tools.tasks.rows import tensors_of
 
 MAX_TOKENS = 64
 """Longest golden row, where the data has one so short."""
@@ -38,19 +43,28 @@ PAIRS = ("It is not long.", "The weather was fine.")
 
 
 def make_golden(
-    folder: Path, artifact: Artifact, backbone: Backbone, texts: Sequence[str] = (), pairs: Sequence[str] | None = None
-) -> Golden:
-    """Golden rows of the version in ``folder``, chosen from ``texts`` (and ``pairs``) or, without any, our own.
+    folder: Path, artifact: Artifact, backbone: Backbone, rows: Sequence[Any] = (), pairs: Sequence[str] | None = None
+) -> Golden | None:
+    """Golden rows of the version in ``folder``, chosen from ``rows`` (and ``pairs``) or, without any texts, our own.
 
-    Two rows, or one where a row is answered token by token. Raises `InvalidInput` where the encoder takes no row.
+    Two rows, or one where a row is answered token by token; None where there are no rows that are no text, or none
+    that is small enough for `MAX_BYTES`. Raises `InvalidInput` where the encoder takes no row.
     """
-    if not texts:
-        texts, pairs = TEXTS, PAIRS if artifact.encoder.pair else None
-    seconds: Sequence[str | None] = [None] * len(texts) if pairs is None else pairs
-    rows = _short(artifact, backbone, texts, seconds)
     with _quiet():
-        plain = _Plain(folder, artifact, backbone)
-        candidates = [(GoldenRow(text=text, text_pair=pair), plain(text, pair)) for text, pair in rows]
+        if isinstance(artifact.encoder, TextSpec):
+            if not rows:
+                rows, pairs = TEXTS, PAIRS if artifact.encoder.pair else None
+            seconds: Sequence[str | None] = [None] * len(rows) if pairs is None else pairs
+            plain = _PlainText(folder, artifact, artifact.encoder, backbone)
+            candidates = [
+                (GoldenRow(text=text, text_pair=pair), plain(text, pair))
+                for text, pair in _short(artifact, backbone, rows, seconds)
+            ]
+        else:
+            other = _Plain(folder, artifact, backbone)
+            candidates = [(row, other.answer(row)) for row in _small(artifact.encoder, rows)]
+    if not candidates:
+        return None
     # The larger the numbers, the less a wrong answer can pass for a rounded one.
     candidates.sort(key=lambda made: -float(np.abs(made[1]).max()))
     chosen = candidates[: 1 if answers_by_token(artifact) else 2]
@@ -97,24 +111,48 @@ def _short(
     return fit if fit and not answers_by_token(artifact) else [shortest]
 
 
+def _small(spec: EncoderSpec, rows: Sequence[Any]) -> list[GoldenRow]:
+    """The first rows whose files or numbers are few enough to be kept."""
+    made = (GoldenRow.of(tensors_of(row, None, spec)) for row in rows[: 4 * CANDIDATES])
+    return list(itertools.islice((row for row in made if len(row.model_dump_json()) < MAX_BYTES // 4), CANDIDATES))
+
+
 class _Plain:
     """One version, as its owner would compute it without FMplex: a row at a time, in fp32, nothing padded."""
 
     def __init__(self, folder: Path, artifact: Artifact, backbone: Backbone) -> None:
         self._artifact, self._backbone = artifact, backbone
-        source = local_folder(backbone.facts.spec)
-        self._tokenizer = AutoTokenizer.from_pretrained(source)
-        self._model = self._build(folder, source).eval().to(backbone.device)
+        self._source = local_folder(backbone.facts.spec)
+        self._model = self._build(folder, self._source).eval().to(backbone.device)
         config = getattr(self._model, "active_peft_config", None)
         self._virtual: int = getattr(config, "num_virtual_tokens", 0) or 0
         head = folder / HEAD_FILE
         self._head = load_file(head, device=str(backbone.device)) if artifact.head == "linear" else None
 
+    @torch.inference_mode()
+    def answer(self, row: GoldenRow) -> Any:
+        """Logits, values or embedding of a row that is no text: fp32 [width], or [positions, width]."""
+        encoded = self._backbone.encode_tensors(row.tensors, self._artifact.encoder)
+        if self._artifact.head == "transformers":
+            inputs = self._backbone.forward(encoded, [0]).inputs
+            return self._finished(self._model(**inputs).logits[0])
+        features = self._backbone.forward(encoded, [0], self._model)
+        return self._finished(self._headed(features.pooled(self._artifact.pooling)[0]))
+
+    def _headed(self, raw: Tensor) -> Tensor:
+        return (
+            raw if self._head is None else torch.nn.functional.linear(raw, self._head["weight"], self._head.get("bias"))
+        )
+
+    def _finished(self, raw: Tensor) -> Any:
+        if self._artifact.normalize:
+            raw = torch.nn.functional.normalize(raw, dim=-1)
+        return raw.float().cpu().numpy()
+
     def _build(self, folder: Path, source: Path) -> Any:
         artifact = self._artifact
         if artifact.head == "transformers":
-            tokens = artifact.kind == "token_classification"
-            auto: Any = AutoModelForTokenClassification if tokens else AutoModelForSequenceClassification
+            auto = task_class(self._backbone.facts.modality, artifact.kind)
             model = auto.from_pretrained(
                 source, num_labels=len(artifact.labels or ("value",)), dtype=torch.float32, use_safetensors=True
             )
@@ -126,10 +164,18 @@ class _Plain:
 
         return PeftModel.from_pretrained(model, str(folder / ADAPTER_DIR))
 
+
+class _PlainText(_Plain):
+    """The same for texts, by transformers' own tokenizer and model."""
+
+    def __init__(self, folder: Path, artifact: Artifact, spec: TextSpec, backbone: Backbone) -> None:
+        super().__init__(folder, artifact, backbone)
+        self._spec, self._tokenizer = spec, AutoTokenizer.from_pretrained(self._source)
+
     @torch.inference_mode()
     def __call__(self, text: str, pair: str | None) -> Any:
         """Logits, values or embedding: fp32 [width], or [tokens, width]."""
-        spec = self._artifact.encoder
+        spec = self._spec
         limit = spec.max_length or self._backbone.facts.max_length - self._virtual
         second = None if pair is None else prepare(pair, spec, "text_pair", prefix=False)
         inputs = self._tokenizer(
@@ -143,20 +189,22 @@ class _Plain:
         if self._artifact.head == "transformers":
             raw = self._of_tokens(output.logits[0])
         else:
-            raw = self._pooled(output.last_hidden_state[0])
-            if self._head is not None:
-                raw = torch.nn.functional.linear(raw, self._head["weight"], self._head.get("bias"))
-        if self._artifact.normalize:
-            raw = torch.nn.functional.normalize(raw, dim=-1)
-        return raw.float().cpu().numpy()
+            raw = self._headed(self._pooled(output.last_hidden_state[0]))
+        return self._finished(raw)
 
     def _pooled(self, hidden: Tensor) -> Tensor:
         """Of all positions, a prompt's too, as PEFT gives them."""
-        if self._artifact.pooling == "mean":
-            return hidden.mean(0)
         if self._artifact.pooling == "none":
             return self._of_tokens(hidden)
-        return hidden[0] if self._artifact.pooling == "cls" else hidden[-1]
+        mean = hidden.mean(0)
+        parts = {
+            "mean": mean,
+            "cls": hidden[0],
+            "last": hidden[-1],
+            "max": hidden.amax(0),
+            "std": (hidden - mean).square().mean(0).sqrt(),
+        }
+        return torch.cat([parts[part] for part in self._artifact.pooling.split("+")])
 
     def _of_tokens(self, answers: Tensor) -> Tensor:
         return answers[self._virtual :] if answers.ndim == 2 else answers

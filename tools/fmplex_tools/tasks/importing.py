@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,14 +26,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fmplex_backend.errors import FMplexError, InvalidInput, NotFound, Refused
 from fmplex_backend.heads.projections import transformers_head
-from fmplex_backend.repository.artifact import ADAPTER_DIR, Artifact, EncoderSpec, Kind, Pooling
+from fmplex_backend.repository.artifact import ADAPTER_DIR, Artifact, Kind
 from fmplex_backend.repository.config import Policy
+from fmplex_backend.repository.modalities import SPECS, EncoderSpec
 from fmplex_backend.repository.packed import read_version
 from fmplex_backend.repository.peft_checkpoint import CONFIG, WEIGHTS
+from fmplex_backend.repository.poolings import Pooling
 from fmplex_tools.tasks import publish
 from fmplex_tools.tasks.api import TaskResult, model_batch_size
 from fmplex_tools.tasks.artifact_writer import now, write_artifact, write_golden
-from fmplex_tools.tasks.backbone import Backbone, check_length, load_backbone, read_settings
+from fmplex_tools.tasks.backbone import Backbone, check_fits, load_backbone, read_settings
 from fmplex_tools.tasks.golden import make_golden
 from fmplex_tools.tasks.signing import sign_version
 
@@ -60,7 +62,8 @@ class ImportOptions:
     """Embeddings only; None is ``mean``."""
     normalize: bool = False
     """Embeddings only: scale to unit length."""
-    encoder: EncoderSpec = field(default_factory=EncoderSpec)
+    encoder: EncoderSpec | None = None
+    """None is what the backbone reads, by default rules."""
 
 
 def import_task(
@@ -88,14 +91,17 @@ def import_task(
     settings = read_settings(repository, fm)
     task_type = read_task_type(checkpoint)
     backbone = backbone or load_backbone(repository, fm)
-    check_length(backbone, options.encoder)
+    encoder = options.encoder or SPECS[backbone.facts.modality]()
+    check_fits(backbone, encoder)
+    options = replace(options, encoder=encoder)
     artifact = _artifact(checkpoint, task_type, options, backbone)
     with publish.staged(repository) as scratch:
         version = scratch / "version"
         _copy(checkpoint, version / ADAPTER_DIR)
         write_artifact(version, artifact)
         width = _check(version, backbone, settings.max_adapter_rank)
-        write_golden(version, make_golden(version, artifact, backbone))
+        if (golden := make_golden(version, artifact, backbone)) is not None:
+            write_golden(version, golden)
         if sign_with is not None:
             sign_version(version, name, sign_with)
         size = sum(path.stat().st_size for path in version.rglob("*") if path.is_file())
@@ -209,7 +215,7 @@ def _check(version: Path, backbone: Backbone, max_rank: int) -> int:
         content = read_version(version, version, backbone.facts, max_rank)
         if content.artifact.head == "transformers":
             parameters = {name: torch.from_numpy(array) for name, array in content.head.items()}
-            transformers_head(content.artifact, parameters, backbone.model)
+            transformers_head(content.artifact, parameters, backbone.facts, backbone.model)
     except FMplexError as error:
         raise Refused(f"the server would refuse this checkpoint: {error}") from error
     return content.width

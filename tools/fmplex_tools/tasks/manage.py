@@ -266,9 +266,10 @@ def _bundle_config(name: str, infos: list[TaskInfo], repository: Path) -> ModelC
     fms = {info.fm for info in infos if info.fm is not None}
     if len(fms) > 1:
         raise InvalidInput(f"bundle {name!r}: its vFMs are of different physical FMs: {', '.join(sorted(fms))}")
-    pairs = {info.artifact.encoder.pair for info in infos if info.artifact is not None}
-    if len(pairs) > 1:
-        raise InvalidInput(f"bundle {name!r}: some of its vFMs take a pair of texts and some one text")
+    reads = {info.artifact.encoder.tensors for info in infos if info.artifact is not None}
+    if len(reads) > 1:
+        told = " and ".join(sorted("+".join(names) for names in reads))
+        raise InvalidInput(f"bundle {name!r}: its vFMs read different inputs, {told}")
     batch = min(int(read_config(repository / model / CONFIG_FILE).max_batch_size) for model in [i.name for i in infos])
-    inputs = ("text", "text_pair") if pairs == {True} else ("text",)
+    (inputs,) = reads
     return ensemble_config(fms.pop(), sockets, dims, inputs=inputs, max_batch_size=batch)

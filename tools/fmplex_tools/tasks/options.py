@@ -6,12 +6,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fmplex_backend.errors import InvalidInput
-from fmplex_backend.repository.artifact import EncoderSpec, Kind, Pooling
+from fmplex_backend.repository.artifact import Kind
+from fmplex_backend.repository.modalities import EncoderSpec, TextSpec
+from fmplex_backend.repository.poolings import Pooling
 from fmplex_tools.tasks.kinds import SEPARATOR
 from fmplex_tools.tasks.split import TEST_FRACTION
 
 AdapterType = Literal["none", "lora"]
 DEFAULT_MAX_LENGTH = 128
+POOLINGS = {"text": "mean", "image": "cls+mean", "audio": "mean+std", "series": "mean+std+levels"}
+"""By modality, what a head reads unless told."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,9 @@ class LoraOptions:
     rank: int = 8
     alpha: float | None = None
     """Scale; None is twice the rank."""
-    target_modules: tuple[str, ...] = ("query", "value")
-    """Names of linear layers inside a block, e.g. ``query``; ``("all-linear",)`` is all of them."""
+    target_modules: tuple[str, ...] | None = None
+    """Names of linear layers inside a block, e.g. ``query``; ``("all-linear",)`` is all of them; None is queries and
+    values, as the backbone calls them."""
     layers: tuple[int, ...] | None = None
     """Blocks that get an adapter, counted from 0; None is all of them. Upper layers only train faster."""
     rslora: bool = False
@@ -37,7 +42,7 @@ class LoraOptions:
         _positive("--learning-rate", self.learning_rate)
         if self.alpha is not None:
             _positive("--alpha", self.alpha)
-        if not self.target_modules:
+        if self.target_modules == ():
             raise InvalidInput("--target-modules is empty; name linear layers, or all-linear")
         if self.layers is not None and (not self.layers or min(self.layers) < 0):
             raise InvalidInput(f"--layers {self.layers}: name at least one layer, counted from 0")
@@ -57,8 +62,8 @@ class TaskOptions:
     lora: LoraOptions | None = None
     """None trains the head alone, on frozen features."""
     pooling: Pooling | None = None
-    """None is ``mean``, or ``none`` for token classification."""
-    encoder: EncoderSpec = field(default_factory=lambda: EncoderSpec(max_length=DEFAULT_MAX_LENGTH))
+    """None is ``none`` for token classification, and else what suits the modality (`POOLINGS`)."""
+    encoder: EncoderSpec = field(default_factory=lambda: TextSpec(max_length=DEFAULT_MAX_LENGTH))
     dimensions: int | None = None
     """Embedding: width of the trained projection; None is 128 where there are labels."""
     normalize: bool = True
@@ -92,7 +97,7 @@ class TaskOptions:
             return "none"
         if self.pooling == "none":
             raise InvalidInput(f"--pooling none: kind {kind!r} needs one vector a row; use mean, cls or last")
-        return self.pooling or "mean"
+        return self.pooling or POOLINGS[self.encoder.modality]
 
     def check_for(self, kind: Kind, labelled: bool) -> None:
         """Raise `InvalidInput` for options that ``kind`` would ignore."""

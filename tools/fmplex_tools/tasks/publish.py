@@ -90,8 +90,8 @@ def vfm_ensemble(
     sockets["info"] = (port, "info")
     shapes = socket_dims(artifact.kind, artifact.pooling, width)
     dims = {name: shapes[socket] for name, (_, socket) in sockets.items()}
-    inputs = ("text", "text_pair") if artifact.encoder.pair else ("text",)
-    return ensemble_config(fm, sockets, dims, inputs=inputs, max_batch_size=max_batch_size, parameters=parameters)
+    inputs, size = artifact.encoder.tensors, max_batch_size
+    return ensemble_config(fm, sockets, dims, inputs=inputs, max_batch_size=size, parameters=parameters)
 
 
 def publish_vfm(

@@ -19,6 +19,7 @@ import numpy as np
 from fmplex_backend.errors import InvalidInput
 from fmplex_backend.repository.artifact import Kind
 from fmplex_tools.tasks.data import Examples
+from fmplex_tools.tasks.rows import row_key
 
 TEST_FRACTION = 0.2
 _BINS = 10
@@ -62,12 +63,6 @@ def split(
         side = "training" if not result.train else "held-out"
         raise InvalidInput(f"no {side} rows are left of {len(examples)}; add rows, or check --split, --group, --test")
     return result
-
-
-def text_key(text: str, pair: str | None = None) -> Hashable:
-    """What makes two rows the same text: their words, ignoring case and white space."""
-    words = " ".join(text.casefold().split())
-    return words if pair is None else (words, " ".join(pair.casefold().split()))
 
 
 def strata_of(kind: Kind, labels: Sequence[object] | None, rows: int, separator: str) -> list[Hashable]:
@@ -131,7 +126,7 @@ def join_test(train: Examples, test: Examples) -> Examples:
     joined = {name: both(getattr(train, name), getattr(test, name), name) for name in ("labels", "pairs", "words")}
     sides = ("train",) * len(train) + ("test",) * len(test)
     return Examples(
-        texts=train.texts + test.texts,
+        rows=train.rows + test.rows,
         sides=sides,
         source=f"{train.source}, held out: {test.source}",
         label_name=train.label_name,
@@ -141,7 +136,7 @@ def join_test(train: Examples, test: Examples) -> Examples:
 
 def _keys(examples: Examples) -> list[Hashable]:
     pairs: Sequence[str | None] = examples.pairs or [None] * len(examples)
-    return [text_key(text, pair) for text, pair in zip(examples.texts, pairs, strict=True)]
+    return [row_key(row, pair) for row, pair in zip(examples.rows, pairs, strict=True)]
 
 
 def _first_rows(examples: Examples) -> list[int]:

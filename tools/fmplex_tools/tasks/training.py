@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from fmplex_backend.backbones.base import Features
 from fmplex_backend.errors import InvalidInput
-from fmplex_backend.repository.artifact import Kind, Pooling
+from fmplex_backend.repository.artifact import Kind
+from fmplex_backend.repository.poolings import Pooling
 from fmplex_tools.tasks.backbone import Backbone, Encoded, linear_layers, native_bf16
 from fmplex_tools.tasks.heads import Head, Scaler, balanced_rows, contrastive_loss
 from fmplex_tools.tasks.kinds import Targets
@@ -27,6 +28,15 @@ from fmplex_tools.tasks.options import LoraOptions
 
 HEAD_LEARNING_RATE = 1e-3
 WARMUP = 0.1
+QUERIES_AND_VALUES = (
+    ("query", "value"),
+    ("q_proj", "v_proj"),
+    ("q", "v"),
+    ("q_lin", "v_lin"),
+    ("query_key_value",),
+    ("Wqkv",),
+)
+"""As backbones call them."""
 _BUCKET = 16
 """Batches whose rows are sorted by length together: like lengths in a batch, batches in random order."""
 
@@ -62,6 +72,8 @@ def target_modules(backbone: Backbone, options: LoraOptions) -> tuple[str, ...]:
     blocks = max(len(names) for names in known.values())
     if options.layers is not None and max(options.layers) >= blocks:
         raise InvalidInput(f"--layers {max(options.layers)}: the backbone has layers 0 to {blocks - 1}")
+    if options.target_modules is None:
+        return _queries_and_values(known)
     if options.target_modules == ("all-linear",):
         return tuple(known)
     for name in options.target_modules:
@@ -70,6 +82,14 @@ def target_modules(backbone: Backbone, options: LoraOptions) -> tuple[str, ...]:
                 f"--target-modules {name!r}: no such linear layer; this backbone has {', '.join(known)}, or all-linear"
             )
     return options.target_modules
+
+
+def _queries_and_values(known: dict[str, list[str]]) -> tuple[str, ...]:
+    """The names that this backbone has for them. Raises `InvalidInput` where it has none of the usual ones."""
+    for names in QUERIES_AND_VALUES:
+        if all(any(path == name or path.endswith(f".{name}") for path in known) for name in names):
+            return names
+    raise InvalidInput(f"--target-modules: name some of {', '.join(known)}, or all-linear")
 
 
 def train_lora(
@@ -113,10 +133,9 @@ def train_lora(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     running: float | None = None
     for rows in _batches(targets, encoded.lengths(), options, seed):
-        batch = backbone.collate(encoded, rows)
         with torch.autocast(backbone.device.type, torch.bfloat16, enabled=native_bf16(backbone.device)):
-            hidden = model(**batch).last_hidden_state
-        loss = module.loss(Features(hidden.float(), batch["attention_mask"], batch), rows, encoded, pooling)
+            made = backbone.forward(encoded, rows, model)
+        loss = module.loss(replace(made, hidden=made.hidden.float()), rows, encoded, pooling)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(adapter, 1.0)

@@ -133,8 +133,11 @@ def latencies_ms(requests: NDArray[Any]) -> NDArray[np.float64]:
 
 def jain_index(shares: NDArray[np.float64]) -> float:
     """(Σx)² / (n·Σx²): 1 where all are equal, 1/n where one has all; 0 where none has anything."""
-    squares = len(shares) * float((shares**2).sum())
-    return float(shares.sum()) ** 2 / squares if squares else 0.0
+    largest = float(shares.max(initial=0.0))
+    if not largest:
+        return 0.0
+    parts = shares / largest  # the squares of very small numbers are 0
+    return float(parts.sum()) ** 2 / (len(parts) * float((parts**2).sum()))
 
 
 def _mean(values: NDArray[np.float64]) -> float:

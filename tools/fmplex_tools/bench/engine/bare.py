@@ -82,10 +82,10 @@ def _main() -> None:
     compute_as_an_engine(order["device"], order["threads"])
     import torch
 
-    from fmplex_backend.backbones.text import TextBackbone
+    from fmplex_backend.backbones.registry import load_backbone
     from fmplex_tools.bench.engine.adapters import collated, random_rows
 
-    backbone = TextBackbone(order["spec"], order["dtype"], order["device"])
+    backbone = load_backbone(order["spec"], order["dtype"], order["device"])
     shapes: dict[tuple[int, int], Any] = {}
 
     def run(inputs: Any) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fmplex_backend.arrays import Array
-from fmplex_backend.backbones.text import TextBackbone
+from fmplex_backend.backbones.base import Backbone
 from fmplex_backend.engine.worker import Worker
 from fmplex_backend.messages import BatchDone, RunBatch, Tokens
 from fmplex_tools.bench.engine.adapters import (
@@ -49,7 +49,7 @@ class Field:
     """One kind of adapter, the same ones everywhere, and all that run it. Use `close` when done."""
 
     def __init__(
-        self, backbone: TextBackbone, plain: TextBackbone, spec: AdapterSpec, rows: int, tokens: int, seed: int
+        self, backbone: Backbone, plain: Backbone, spec: AdapterSpec, rows: int, tokens: int, seed: int
     ) -> None:
         """``backbone`` is the worker's; ``plain``, the same one, is never hooked."""
         self._plain, self._device = plain, backbone.device

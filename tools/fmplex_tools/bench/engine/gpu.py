@@ -29,7 +29,7 @@ from fmplex_tools.bench.engine.rounds import Contender, at_least, interleave, ra
 from fmplex_tools.bench.fair.bench import Figure, Outcome
 
 if TYPE_CHECKING:
-    from fmplex_backend.backbones.text import TextBackbone
+    from fmplex_backend.backbones.base import Backbone
     from fmplex_backend.engine.worker import Worker
 
 ROWS, LENGTHS = (1, 4, 16, 64), (16, 32, 64, 128)
@@ -110,7 +110,7 @@ def _alpha_and_limit(
     progress: Progress,
     line: Any,
 ) -> Outcome:
-    from fmplex_backend.backbones.text import TextBackbone
+    from fmplex_backend.backbones.registry import load_backbone
     from fmplex_backend.engine.worker import Worker
     from fmplex_tools.bench.engine.adapters import AdapterSpec, load_peft, peft_model
 
@@ -121,7 +121,7 @@ def _alpha_and_limit(
         with tempfile.TemporaryDirectory(prefix="fmplex-bench-") as folder:
             for graphs in settings:
                 progress.update(line, description=f"loading {vfms} vFMs{TITLES[graphs]}")
-                backbone = TextBackbone(spec, dtype, device)
+                backbone = load_backbone(spec, dtype, device)
                 model = peft_model(backbone, AdapterSpec(8, ("query", "value")), vfms, seed)
                 workers[graphs] = Worker(backbone, device, vfms, graphs=bool(graphs))
                 load_peft(workers[graphs], model, Path(folder) / str(graphs))
@@ -133,7 +133,7 @@ def _alpha_and_limit(
         progress.update(line, description="what a batch costs")
         outcome.figures += _alphas(workers, vfms, small, seconds, seed, tick)
         progress.update(line, description="full batches against their matrix products")
-        plain = TextBackbone(spec, dtype, device)
+        plain = load_backbone(spec, dtype, device)
         for tokens in (8,) if small else (32, 128):
             outcome.figures += _limits(outcome, plain, workers, tokens, vfms, seconds / 2, seed, tick)
         return outcome
@@ -186,7 +186,7 @@ def batch_runner(worker: Worker, rows: int, tokens: int, distinct: int, seed: in
 
 def _limits(
     outcome: Outcome,
-    plain: TextBackbone,
+    plain: Backbone,
     workers: dict[bool | None, Worker],
     tokens: int,
     vfms: int,

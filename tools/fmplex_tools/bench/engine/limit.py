@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fmplex_backend.backbones.text import TextBackbone
+from fmplex_backend.backbones.base import Backbone
 
 
 class Products:
     """Every matrix product of one batch: linear layers by their shapes, and attention's two for each layer."""
 
-    def __init__(self, backbone: TextBackbone, rows: int, tokens: int) -> None:
+    def __init__(self, backbone: Backbone, rows: int, tokens: int) -> None:
         model = backbone.model
         self._device = backbone.device
         dtype = next(model.parameters()).dtype

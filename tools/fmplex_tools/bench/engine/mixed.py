@@ -33,7 +33,7 @@ from fmplex_tools.bench.engine.rounds import Tick, at_least, at_most, interleave
 from fmplex_tools.bench.fair.bench import Figure, Outcome
 
 if TYPE_CHECKING:
-    from fmplex_backend.backbones.text import TextBackbone
+    from fmplex_backend.backbones.base import Backbone
 
 SAME = 1e-5
 """Largest difference in fp32 between a row's answer in a mixed batch and alone."""
@@ -111,10 +111,10 @@ def measure_mixed(
     line: Any,
 ) -> Outcome:
     """All kinds of adapters on the backbone ``spec``, and the check of answers. ``line`` is of ``progress``."""
-    from fmplex_backend.backbones.text import TextBackbone
+    from fmplex_backend.backbones.registry import load_backbone
 
     # One of them is never hooked.
-    backbone, plain = (TextBackbone(spec, dtype, device) for _ in range(2))
+    backbone, plain = (load_backbone(spec, dtype, device) for _ in range(2))
     outcome = Outcome(details={SERIES: {}, "seconds": {}})
     for kind in KINDS:
         progress.update(line, description=f"{kind.title}: making the adapters", completed=0.0)
@@ -133,7 +133,7 @@ def measure_mixed(
 def _measure_kind(
     outcome: Outcome,
     kind: Kind,
-    backbones: tuple[TextBackbone, TextBackbone],
+    backbones: tuple[Backbone, Backbone],
     rows: int,
     tokens: int,
     seconds: float,

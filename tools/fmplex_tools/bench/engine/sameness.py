@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fmplex_backend.backbones.text import TextBackbone
+from fmplex_backend.backbones.base import Backbone
 from fmplex_backend.engine.worker import Worker
 from fmplex_backend.errors import Refused
 from fmplex_backend.messages import RunBatch
@@ -32,9 +32,7 @@ EACH = 3
 """Adapters of each kind."""
 
 
-def sameness(
-    backbone: TextBackbone, plain: TextBackbone, tokens: int, seed: int, goal: float | None
-) -> Iterator[Figure]:
+def sameness(backbone: Backbone, plain: Backbone, tokens: int, seed: int, goal: float | None) -> Iterator[Figure]:
     """Largest differences, of all kinds together to each adapter alone and to PEFT; ``goal`` is for the first."""
     worker = Worker(backbone, backbone.device, 3 * EACH)
     try:
@@ -73,7 +71,7 @@ def sameness(
     yield Figure(PART, "largest difference to PEFT", float(np.abs(together - theirs).max()))
 
 
-def _configs(backbone: TextBackbone) -> dict[str, list[Any]]:
+def _configs(backbone: Backbone) -> dict[str, list[Any]]:
     """PEFT's configurations of each kind, ranks and layers differing where a kind has any."""
     from peft import IA3Config, LoraConfig
 

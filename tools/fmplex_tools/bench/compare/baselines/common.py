@@ -15,7 +15,8 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from fmplex_backend.errors import Refused
-from fmplex_backend.repository.artifact import ADAPTER_DIR, ARTIFACT_FILE, HEAD_FILE, Artifact, EncoderSpec
+from fmplex_backend.repository.artifact import ADAPTER_DIR, ARTIFACT_FILE, HEAD_FILE, Artifact
+from fmplex_backend.repository.modalities import TextSpec
 
 logging.disable_progress_bar()  # the server's log is no terminal
 
@@ -35,7 +36,7 @@ class Task:
         """Read the folder ``<task>/<version>``. Raises `Refused` where it is no linear classifier of mean vectors."""
         artifact = Artifact.model_validate_json((version / ARTIFACT_FILE).read_text(encoding="utf-8"))
         what = (artifact.kind, artifact.head, artifact.pooling, artifact.adapter, artifact.encoder)
-        if what != ("classification", "linear", "mean", True, EncoderSpec()):
+        if what != ("classification", "linear", "mean", True, TextSpec()):
             raise Refused(f"{version}: a baseline takes a LoRA, mean pooling and a linear classification head only")
         tensors = load_file(version / HEAD_FILE)
         head = nn.Linear(*reversed(tensors["weight"].shape))

@@ -1,0 +1,61 @@
+"""What every plug-in does with the folder that holds a backbone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fmplex_backend.backbones.source import resolve
+from fmplex_backend.errors import Refused
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def local_folder(spec: str) -> Path:
+    """The folder with the backbone's files; a hub name is downloaded first (safetensors and tokenizer only)."""
+    source = resolve(spec)
+    if isinstance(source, Path):
+        return source
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+    except Exception as error:  # many kinds: no network, no such repository, gated
+        raise Refused(f"backbone {spec!r}: is no folder here, and the hub did not give it: {error}") from None
+
+
+def read_json(folder: Path, name: str, spec: str) -> dict[str, Any]:
+    """A JSON object of ``folder``. Raises `Refused`."""
+    try:
+        value = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Refused(f"backbone {spec!r}: cannot read {name}: {error}") from None
+    if not isinstance(value, dict):
+        raise Refused(f"backbone {spec!r}: {name} is no JSON object")
+    return value
+
+
+def ready(model: Any, device: str) -> Any:
+    """``model`` as a backbone is: for inference only, on ``device``."""
+    return model.eval().requires_grad_(False).to(device)
+
+
+def refuse_missing(missing: Iterable[Any], spec: str, *, optional: str = "") -> None:
+    """Raise `Refused` where the weights lack what the model needs; names that begin with ``optional`` it does not."""
+    if body := sorted(key for key in map(str, missing) if not (optional and key.startswith(optional))):
+        raise Refused(f"backbone {spec!r}: its weights lack {body[0]!r} and {len(body) - 1} more; it would be random")
+
+
+def touchable(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """``layers`` and ``biases`` of `BackboneFacts`."""
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    biased = {name: m for name, m in model.named_modules() if isinstance(getattr(m, "bias", None), Tensor)}
+    return {
+        "layers": {name: (m.out_features, m.in_features) for name, m in linear.items()},
+        "biases": {name: m.bias.numel() for name, m in biased.items()},
+    }

@@ -1,0 +1,71 @@
+"""The input side of time-series vFMs: channels over time → what the backbone sees of each. No torch.
+
+A series that is shorter than what the backbone sees is filled in front with steps that have no value. Steps without a
+value are given their channel's mean, which says nothing once the backbone has taken the mean out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fmplex_backend.arrays import Array
+from fmplex_backend.backbones.facts import SeriesInput
+from fmplex_backend.encoders.base import EncodedRow, Encoder, check_tensors
+from fmplex_backend.errors import InvalidInput
+from fmplex_backend.repository.modalities import EncoderSpec, SeriesSpec
+
+MOST_CHANNELS = 1024
+
+
+class SeriesEncoder(Encoder):
+    """Checks and fills for every vFM of one backbone."""
+
+    def __init__(self, own: SeriesInput) -> None:
+        self._own = own
+
+    def encode(self, spec: EncoderSpec, inputs: Mapping[str, Array], *, offsets: bool = False) -> list[EncodedRow]:
+        """See `Encoder`; a row is ``series`` float32 and ``observed`` bool, both [channels, context]."""
+        assert isinstance(spec, SeriesSpec)
+        rows = check_tensors(spec, inputs)
+        _, channels, steps = inputs["series"].shape
+        if spec.observed and inputs["observed"].shape != inputs["series"].shape:
+            raise InvalidInput(
+                f"input 'observed' has shape {list(inputs['observed'].shape)}; it is that of 'series', "
+                f"{list(inputs['series'].shape)}"
+            )
+        if not channels or not steps:
+            raise InvalidInput(f"input 'series' has {channels} channels of {steps} steps; it is empty")
+        if channels != (spec.channels or channels) or channels > MOST_CHANNELS:
+            wanted = spec.channels or f"at most {MOST_CHANNELS}"
+            raise InvalidInput(f"input 'series' has {channels} channels; it has {wanted}")
+        limit = spec.max_length or self._own.context
+        if steps > limit and not spec.truncation:
+            raise InvalidInput(f"input 'series' has {steps} steps, the limit is {limit}")
+        kept = slice(max(0, steps - limit), None)
+        observed = inputs["observed"][..., kept] if spec.observed else None
+        return [
+            self._row(row, inputs["series"][row, :, kept], None if observed is None else observed[row])
+            for row in range(rows)
+        ]
+
+    def _row(self, row: int, series: Array, observed: Array | None) -> EncodedRow:
+        finite = np.isfinite(series)
+        known = finite if observed is None else observed
+        if not finite[known].all() or (observed is None and not finite.all()):
+            channel, step = np.argwhere(~finite if observed is None else known & ~finite)[0]
+            raise InvalidInput(
+                f"row {row}: series is {series[channel, step]} at channel {channel}, step {step}; what has no value is "
+                "told by the input 'observed' (encoder.observed)"
+            )
+        if not known.any(1).all():
+            raise InvalidInput(f"row {row}: series has no value at all in channel {int(np.argmin(known.any(1)))}")
+        channels, steps = series.shape
+        values = np.where(known, series, 0).astype(np.float64)
+        means = values.sum(1) / known.sum(1)
+        whole = np.repeat(means.astype(np.float32)[:, None], self._own.context, 1)
+        mask = np.zeros((channels, self._own.context), bool)
+        whole[:, -steps:] = np.where(known, series, whole[:, -steps:])
+        mask[:, -steps:] = known
+        return EncodedRow({"series": whole, "observed": mask}, channels * self._own.positions)
