@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import WhisperModel
 from transformers.audio_utils import mel_filter_bank
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from fmplex_backend.backbones.base import Backbone, Features
 from fmplex_backend.backbones.facts import AudioInput, BackboneFacts
@@ -33,12 +33,15 @@ class WhisperBackbone(Backbone):
 
     def __init__(self, spec: str, folder: Path, dtype: str, device: str) -> None:
         """Load ``spec``, whose files are in ``folder``. Raises `Refused`."""
-        whole, info = WhisperModel.from_pretrained(
-            folder, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True
+        encoder, info = WhisperEncoder.from_pretrained(
+            folder,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            output_loading_info=True,
+            key_mapping={r"^(model\.)?encoder\.": ""},  # the decoder's weights are left where they are
         )
-        missing = [key for key in info["missing_keys"] if not str(key).startswith("decoder.")]
-        refuse_missing(missing, spec)
-        self.model = encoder = ready(whole.encoder, device)
+        refuse_missing(info["missing_keys"], spec)
+        self.model = ready(encoder, device)
         self._dtype, self.device = DTYPES[dtype], device
         config = encoder.config
         filters = mel_filter_bank(

