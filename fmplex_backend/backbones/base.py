@@ -51,8 +51,9 @@ class Features:
         return self._pooled[pooling]
 
     def lengths(self) -> list[int]:
-        """Positions of each row: those that ``none`` gives a vector for."""
-        own: list[int] = (self.mask.sum(1) - self.special).tolist()
+        """Positions of each row, to the last that is its own: those that ``none`` gives a vector for."""
+        places = torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)
+        own: list[int] = ((self.mask * places).amax(1) - self.special).tolist()
         if self.counts is None:
             return own
         ends = list(accumulate(self.counts))

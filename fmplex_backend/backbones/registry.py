@@ -14,6 +14,7 @@ PLUGINS: dict[str, str] = {
     "clip_vision_model": "vision",
     "whisper": "audio",
     "patchtst": "patchtst",
+    "fracast": "fracast",
 }
 """``model_type`` → module of this package, which has a function ``load(spec, folder, dtype, device)``."""
 OTHERS = "text"

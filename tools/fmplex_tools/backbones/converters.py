@@ -119,6 +119,17 @@ def _whisper_encoder(given: Mapping[str, Array], layers: int) -> dict[str, Array
     return found
 
 
+def fracast(folder: Path, target: Path) -> None:
+    """Fracast-0 as it is, with a ``config.json`` that says what it is; its forecasting head stays in the weights."""
+    import json
+
+    given = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model"]
+    target.mkdir(parents=True)
+    config = {"model_type": "fracast", "context_length": given["W"], **given}
+    (target / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    shutil.copy(folder / "model.safetensors", target / "model.safetensors")
+
+
 def joined_zip(parts: list[Path], inside: str, target: Path) -> None:
     """The folder ``inside`` of a zip archive that lies in pieces."""
     import io

@@ -56,6 +56,10 @@ def _whisper_tiny(packages: list[Path], target: Path) -> None:
     converters.whisper(weights, target, width=384, layers=4, heads=6)
 
 
+def _fracast(packages: list[Path], target: Path) -> None:
+    converters.fracast(packages[0] / "fracast" / "weights", target)
+
+
 BUILT: dict[str, Built] = {
     built.name: built
     for built in (
@@ -113,6 +117,13 @@ BUILT: dict[str, Built] = {
                 ),
             ),
             _whisper_tiny,
+        ),
+        Built(
+            "fracast-0",
+            "series: Fracast-0, 85,000 parameters",
+            "Apache-2.0",
+            (("fracast", "0.1.0", "54a2c442ffeb8e1763733d37415326df122e0580640d6c3d02211883429fb892"),),
+            _fracast,
         ),
     )
 }
