@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -50,19 +52,28 @@ def default_url(protocol: Protocol) -> str:
 
 def infer(
     task: Annotated[str, typer.Argument(help="A vFM or bundle.")],
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts to send; - reads lines from stdin.")],
+    texts: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ROW...", help="Texts; or files of pictures, sound or series; - reads lines from stdin."
+        ),
+    ],
     pair: Annotated[
-        list[str] | None, typer.Option(help="Second text, one for each TEXT, for tasks that take pairs.")
+        list[str] | None, typer.Option(help="Second text, one for each ROW, for tasks that take pairs.")
     ] = None,
     url: Url = "",
     protocol: ProtocolName = "http",
     token: Token = "",
     tls_ca: TlsCa = "",
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 30.0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text, a line each.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per row, a line each.")] = False,
     info: Annotated[bool, typer.Option("--info", help="Show where each answer comes from.")] = False,
 ) -> None:
     """Ask a task of a running server.
+
+    What a row is, the task decides: a text; a picture's file; a WAV file; a series, as numbers joined by commas, as a
+    .npy file [channels, time], or as a .csv file with a line for each step and a column for each channel (an empty
+    cell has no value).
 
     Examples:
 
@@ -73,21 +84,30 @@ def infer(
       fmplex infer same_question "How old are you?" --pair "What is your age?"
 
       cat headlines.txt | fmplex infer news_topic - --json
+
+      fmplex infer clothes shoe.png coat.jpg
+
+      fmplex infer prompt_language hello.wav
+
+      fmplex infer gun_point 0.1,0.2,0.4,0.9 day.csv
     """
     errors = Console(stderr=True, emoji=False)
     try:
         spoken = protocol_of(protocol)
         rows = list(_read(texts))
         with Client(url or default_url(spoken), spoken, timeout, token=token, tls_ca=tls_ca) as client:
-            answers: list[Answer] = client.predict(task, rows, text_pairs=pair or None)
+            inputs = client.task(task).inputs
+            asked = [read_series(row) for row in rows] if "series" in inputs else rows
+            answers: list[Answer] = client.predict(task, asked, text_pairs=pair or None)
     except (FMplexClientError, InvalidInput) as error:
         errors.print(f"[red]error:[/] {type(error).__name__}: {escape(str(error))}", highlight=False)
         raise typer.Exit(1) from None
+    what = "text" if "text" in inputs else "row"
     if as_json:
         for row, answer in zip(rows, answers, strict=True):
-            print(json.dumps({"text": row} | as_dict(answer, info), ensure_ascii=False))
+            print(json.dumps({what: row} | as_dict(answer, info), ensure_ascii=False))
     else:
-        Console(emoji=False).print(table(task, rows, answers, info))
+        Console(emoji=False).print(table(task, what, rows, answers, info))
 
 
 def _read(texts: Iterable[str]) -> Iterable[str]:
@@ -96,6 +116,22 @@ def _read(texts: Iterable[str]) -> Iterable[str]:
             yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
         else:
             yield text
+
+
+def read_series(row: str) -> np.ndarray[Any, Any]:
+    """Numbers joined by commas, or what a .npy or .csv file has: [channels, time]. Raises `InvalidInput`."""
+    path = Path(row)
+    try:
+        if path.suffix == ".npy":
+            return np.atleast_2d(np.load(path, allow_pickle=False))
+        if path.suffix == ".csv":
+            with path.open(encoding="utf-8", newline="") as file:
+                lines = [line for line in csv.reader(file) if line]
+            steps = [[float(cell) if cell.strip() else np.nan for cell in line] for line in lines]
+            return np.array(steps, np.float32).T
+        return np.array([[float(number) for number in row.split(",")]], np.float32)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{row!r} is no series: {error}; write 1,2,3 or name a .npy or .csv file") from None
 
 
 def as_dict(answer: Answer, info: bool) -> dict[str, Any]:
@@ -119,18 +155,18 @@ def _plain(value: Any) -> Any:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def table(task: str, texts: list[str], answers: list[Answer], info: bool) -> Table:
-    """The answers for people, one row per text (a bundle: one per text and member)."""
+def table(task: str, what: str, rows: list[str], answers: list[Answer], info: bool) -> Table:
+    """The answers for people, one line per row (a bundle: one per row and member)."""
     bundle = any(isinstance(answer, dict) for answer in answers)
     made = Table(title=escape(task), title_justify="left")
-    made.add_column("text", max_width=60, no_wrap=True, overflow="ellipsis")
+    made.add_column(what, max_width=60, no_wrap=True, overflow="ellipsis")
     if bundle:
         made.add_column("member")
     made.add_column("answer")
-    for text, answer in zip(texts, answers, strict=True):
+    for row, answer in zip(rows, answers, strict=True):
         members: dict[str, Result] = answer if isinstance(answer, dict) else {"": answer}
         for i, (member, result) in enumerate(members.items()):
-            cells = [text if i == 0 else "", *([member] if bundle else []), describe(result)]
+            cells = [row if i == 0 else "", *([member] if bundle else []), describe(result)]
             cells = [escape(cell) for cell in cells]  # texts and labels are not our markup
             if info:
                 cells[-1] += f"\n[dim]{escape(describe_info(result))}[/]"

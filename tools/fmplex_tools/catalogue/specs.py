@@ -6,7 +6,7 @@ import fnmatch
 from functools import cache
 
 from fmplex_backend.errors import NotFound
-from fmplex_tools.catalogue import audio, series, text, vision
+from fmplex_tools.catalogue import audio, series, tables, text, vision
 from fmplex_tools.catalogue.entry import Entry
 
 FMS: dict[str, str] = {
@@ -22,7 +22,7 @@ MODALITIES = {text.FM: "text", vision.FM: "image", audio.FM: "audio", series.FM:
 @cache
 def entries() -> dict[str, Entry]:
     """By name."""
-    found = [entry for module in (text, vision, audio, series) for entry in module.entries()]
+    found = [entry for module in (text, tables, vision, audio, series) for entry in module.entries()]
     by_name = {entry.name: entry for entry in found}
     assert len(by_name) == len(found), "two tasks of one name"
     return by_name
