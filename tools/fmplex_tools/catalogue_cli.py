@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from fmplex_backend.errors import Unavailable
+from fmplex_backend.errors import NotFound, Unavailable
 from fmplex_tools.catalogue.build import build, read_results
 from fmplex_tools.catalogue.report import as_markdown, as_table
 from fmplex_tools.catalogue.specs import MODALITIES, chosen
@@ -60,6 +60,46 @@ def build_(
         err.print(f"{name}: {why}", style="yellow", markup=False, soft_wrap=True)
     if failed:
         raise Unavailable(f"{len(failed)} of {len(wanted)} tasks were not made; run it again to try once more")
+
+
+@app.command("evaluate")
+def evaluate_(
+    repository: Repository = DEFAULT,
+    only: Only = "",
+    quick: Quick = False,
+    url: Annotated[str, typer.Option(help="HOST:PORT of a server that serves the repository.")] = "",
+    protocol: Annotated[str, typer.Option(help="http or grpc.")] = "http",
+) -> None:
+    """Send every held-out row through a running server and compare its quality with what training wrote down.
+
+    Rows go in batches, some of them alone too. Tasks that are not in the repository are left out. Exits with 1 where a
+    vFM is not as good as was written down, or answers a row alone otherwise than in a batch.
+
+    Examples:
+
+      fmplex serve -r catalogue_repository
+
+      fmplex catalogue evaluate --quick
+    """
+    from rich.progress import track
+
+    from fmplex_client import Client
+    from fmplex_tools.infer_cli import default_url, protocol_of
+    from fmplex_tools.tasks.served import TIMEOUT_S, evaluate_served, scores_table
+
+    wire = protocol_of(protocol)
+    there = [entry for entry in chosen(only, quick=quick) if (repository / entry.name).is_dir()]
+    if not there:
+        raise NotFound(f"none of these tasks is in {repository}; `fmplex catalogue build` makes them")
+    with Client(url or default_url(wire), wire, timeout=TIMEOUT_S) as client:
+        scores = [
+            evaluate_served(client, repository, entry.name, entry.load(), entry.options)
+            for entry in track(there, "asking for every held-out row", console=err, transient=True)
+        ]
+    table, bad = scores_table((live, live.as_written) for live in scores)
+    out.print(table)
+    if bad:
+        raise typer.Exit(1)
 
 
 @app.command("list")

@@ -73,22 +73,17 @@ def evaluate_(
 
       fmplex demo evaluate --protocol grpc --url 127.0.0.1:8001
     """
-    from fmplex_tools.demo.live import evaluate_live
+    from fmplex_client import Client
     from fmplex_tools.infer_cli import default_url, protocol_of
+    from fmplex_tools.tasks.served import TIMEOUT_S, evaluate_served, scores_table
 
     wire = protocol_of(protocol)
-    table = Table()
-    table.add_column("vFM", no_wrap=True)
-    table.add_column("metric", overflow="fold")
-    for column in ("rows", "baseline", "written", "served", "alone = batch", "good"):
-        table.add_column(column, justify="right", overflow="fold")
-    bad = 0
-    with out.status("asking the server for every held-out row"):
-        for live in evaluate_live(repository, url or default_url(wire), wire):
-            bad += not live.good
-            figures = [f"{value:.3f}" for value in (live.written.baseline, live.written.value, live.served.value)]
-            yes = ["yes" if flag else "[red]no[/]" for flag in (live.single_rows_agree, live.good)]
-            table.add_row(live.name, live.written.metric, str(live.rows), *figures, *yes)
+    with (
+        out.status("asking the server for every held-out row"),
+        Client(url or default_url(wire), wire, timeout=TIMEOUT_S) as client,
+    ):
+        scores = [evaluate_served(client, repository, task.name, task.load(), task.options) for task in DEMO]
+    table, bad = scores_table((live, live.good) for live in scores)
     out.print(table)
     if bad:
         raise typer.Exit(1)

@@ -123,7 +123,7 @@ def read_series(row: str) -> np.ndarray[Any, Any]:
     path = Path(row)
     try:
         if path.suffix == ".npy":
-            return np.atleast_2d(np.load(path, allow_pickle=False))
+            return np.atleast_2d(np.asarray(np.load(path, allow_pickle=False), np.float32))
         if path.suffix == ".csv":
             with path.open(encoding="utf-8", newline="") as file:
                 lines = [line for line in csv.reader(file) if line]

@@ -13,6 +13,7 @@ from fmplex_backend.repository.modalities import SeriesSpec, TextSpec
 from fmplex_tools.catalogue import series, text
 from fmplex_tools.catalogue.entry import Entry, Probe
 from fmplex_tools.catalogue.frames import read_frame
+from fmplex_tools.demo.datasets import clean
 from fmplex_tools.sources import IndexSource
 from fmplex_tools.tasks.data import Examples
 from fmplex_tools.tasks.options import LoraOptions, TaskOptions
@@ -51,7 +52,7 @@ def food_reviews() -> Examples:
     rows, labels, sides = [], [], []
     for side, table in (("train", "training_data"), ("test", "testing_data")):
         for review, score in _rows(frame(f"modeldata/{table}"), "review", "score"):
-            rows.append(text.datasets.clean(review))
+            rows.append(clean(review))
             labels.append(score)
             sides.append(side)
     source = R.cite("modeldata: fine food reviews")
