@@ -80,6 +80,30 @@ class _StandIn(nn.Module):
         return self.output
 
 
+class Prototypes(Projection):
+    """Cosines to vectors that stand for labels; see `fmplex_backend.repository.artifact.Artifact.head`."""
+
+    def __init__(self, pooling: str, vectors: Tensor, owners: Tensor, temperature: float) -> None:
+        """``vectors`` [n, width], ``owners`` [n] int64: the label of each, every label among them."""
+        self._pooling, self._temperature = pooling, temperature
+        order = owners.argsort(stable=True)
+        self._vectors = nn.functional.normalize(vectors[order], dim=-1)
+        self._counts: list[int] = torch.bincount(owners).tolist()
+
+    def __call__(self, features: Features, rows: Tensor) -> Tensor:
+        """See `Projection`."""
+        x = features.pooled(self._pooling)[rows][..., : self._vectors.shape[1]]
+        cosines = nn.functional.normalize(x, dim=-1) @ self._vectors.T
+        nearest = [own.amax(-1) for own in torch.split(cosines, self._counts, dim=-1)]
+        return self._temperature * torch.stack(nearest, -1)
+
+
+def prototypes(artifact: Artifact, parameters: Mapping[str, Tensor]) -> Prototypes:
+    """The projection of head ``prototypes``."""
+    temperature = float(parameters["temperature"][0])
+    return Prototypes(artifact.pooling, parameters["vectors"], parameters["owners"].long(), temperature)
+
+
 def linear(artifact: Artifact, parameters: Mapping[str, Tensor]) -> Linear:
     """The projection of heads ``linear`` and ``identity``."""
     return Linear(artifact.pooling, parameters.get("weight"), parameters.get("bias"))

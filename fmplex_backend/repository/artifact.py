@@ -19,7 +19,7 @@ from fmplex_backend.repository.modalities import EncoderSpec, SeriesSpec, TextSp
 from fmplex_backend.repository.poolings import Pooling, reading
 
 Kind = Literal["classification", "multi_label", "regression", "embedding", "token_classification"]
-HeadType = Literal["linear", "identity", "transformers"]
+HeadType = Literal["linear", "identity", "transformers", "prototypes"]
 
 ARTIFACT_FILE = "vfm.json"
 HEAD_FILE = "head.safetensors"
@@ -66,7 +66,9 @@ class Artifact(_Strict):
     """``linear``: head.safetensors. ``identity``: the pooled vector itself (embeddings). ``transformers``: the head of
     transformers' own task class for this backbone (``…ForSequenceClassification``, ``…ForTokenClassification``,
     ``…ForImageClassification``, ``…ForAudioClassification``), with the parameters that PEFT saved in the adapter
-    checkpoint (``modules_to_save``)."""
+    checkpoint (``modules_to_save``). ``prototypes``: head.safetensors has ``vectors`` [n, width], ``owners`` [n], the
+    label's number of each, and ``temperature`` [1]; a label's logit is the temperature times the cosine of the row to
+    the nearest vector of the label: few shots, or examples to be looked up, without training."""
     labels: tuple[str, ...] | None = None
     """Names of the outputs, in order: labels, or for regression the targets."""
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -95,6 +97,8 @@ class Artifact(_Strict):
             raise ValueError("kind 'classification' needs at least 2 labels")
         if self.head == "identity" and self.kind != "embedding":
             raise ValueError(f"head 'identity' is for embeddings, not for kind {self.kind!r}")
+        if self.head == "prototypes" and (self.kind != "classification" or self.pooling == "none"):
+            raise ValueError("head 'prototypes' classifies rows: kind 'classification', and one vector a row")
         if self.head == "transformers":
             if self.kind == "embedding":
                 raise ValueError("head 'transformers' classifies or regresses; embeddings use 'linear' or 'identity'")

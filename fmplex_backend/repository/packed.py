@@ -48,7 +48,7 @@ class VersionContent:
     """``vfm.json``; with a prompt, ``encoder.max_length`` is set to what the prompt leaves of the backbone's limit."""
     adapter: AdapterWeights | None
     head: dict[str, Array]
-    """``linear``: ``weight`` [outputs, hidden] and ``bias`` [outputs]; ``transformers``: by transformers' names."""
+    """By the names that `Artifact.head` says; of ``transformers``, by transformers' own."""
     width: int
     """Outputs of the head: labels, targets, or the embedding's dimensions."""
 
@@ -80,6 +80,8 @@ def read_version(version_dir: Path, root: Path, facts: BackboneFacts, max_rank: 
     if artifact.head == "identity":
         return VersionContent(artifact, adapter, {}, head_width(artifact, facts))
     head = read_tensors(version_dir / HEAD_FILE, root)
+    if artifact.head == "prototypes":
+        return VersionContent(artifact, adapter, head, _check_prototypes(head, artifact, facts))
     return VersionContent(artifact, adapter, head, _check_linear(head, artifact, facts))
 
 
@@ -153,6 +155,20 @@ def _check_linear(head: dict[str, Array], artifact: Artifact, facts: BackboneFac
     if "bias" in head and head["bias"].shape != (width,):
         raise Refused(f"{HEAD_FILE}: bias has shape {list(head['bias'].shape)}; it is [{width}]")
     return width
+
+
+def _check_prototypes(head: dict[str, Array], artifact: Artifact, facts: BackboneFacts) -> int:
+    labels, reads = len(artifact.labels or ()), head_width(artifact, facts)
+    if head.keys() != {"vectors", "owners", "temperature"}:
+        raise Refused(f"{HEAD_FILE}: holds {sorted(head)}; prototypes are 'vectors', 'owners' and 'temperature'")
+    vectors, owners, temperature = head["vectors"], head["owners"], head["temperature"]
+    if vectors.ndim != 2 or vectors.shape[1] != reads or not len(vectors):
+        raise Refused(f"{HEAD_FILE}: vectors has shape {list(vectors.shape)}; it is [n, {reads}]")
+    if owners.shape != (len(vectors),) or set(owners.tolist()) != set(range(labels)):
+        raise Refused(f"{HEAD_FILE}: owners are {len(vectors)} numbers of labels, each of 0 to {labels - 1} among them")
+    if temperature.shape != (1,) or not temperature[0] > 0:
+        raise Refused(f"{HEAD_FILE}: temperature is {temperature.tolist()}; it is one number above 0")
+    return labels
 
 
 def pack(content: VersionContent, path: Path) -> None:

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from fmplex_backend.errors import FMplexError, InvalidInput
 from fmplex_backend.repository.config import fm_settings
-from fmplex_backend.repository.modalities import EncoderSpec, TextSpec
+from fmplex_backend.repository.modalities import SPECS, EncoderSpec, Modality, SeriesSpec, TextSpec
 from fmplex_tools import task_sign_cli
 from fmplex_tools.console import DEFAULT_REPOSITORY, err, fail, out
 from fmplex_tools.tasks import (
@@ -76,13 +76,12 @@ class KindName(str, Enum):
     token_classification = "token_classification"
 
 
-class PoolingName(str, Enum):
-    """How a row's tokens become one vector."""
+class HeadName(str, Enum):
+    """How a label is told."""
 
-    mean = "mean"
-    cls = "cls"
-    last = "last"
-    none = "none"
+    linear = "linear"
+    prototypes = "prototypes"
+    nearest = "nearest"
 
 
 class AdapterName(str, Enum):
@@ -96,7 +95,7 @@ Name = Annotated[str, typer.Argument(help="Name of the vFM.")]
 Repository = Annotated[Path, typer.Option("--repository", "-r", help="Model repository.")]
 Fm = Annotated[str, typer.Option("--fm", help="Physical FM that it runs on.")]
 Data = Annotated[Path, typer.Option("--data", "-d", help="csv, tsv, jsonl or parquet file.")]
-Text = Annotated[str, typer.Option("--text", help="Column with the text (or lists of words).")]
+Text = Annotated[str | None, typer.Option("--text", help="Column with the text (or lists of words).")]
 Label = Annotated[str | None, typer.Option("--label", help="Column with the label; none makes an embedding.")]
 Kind = Annotated[KindName | None, typer.Option("--kind", help="Kind of task; found from the labels if not given.")]
 Test = Annotated[Path | None, typer.Option("--test", help="Held-out rows in a file of their own.")]
@@ -113,7 +112,16 @@ Layers = Annotated[str | None, typer.Option("--layers", help="Blocks that get an
 RsLora = Annotated[bool, typer.Option("--rslora", help="Rank-stabilized scaling.")]
 Epochs = Annotated[int | None, typer.Option("--epochs", help="Passes over the rows with LoRA (default 2).")]
 LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="Of LoRA (default 0.003).")]
-Pooling = Annotated[PoolingName | None, typer.Option("--pooling", help="Default mean.")]
+Pooling = Annotated[
+    str | None, typer.Option("--pooling", help="What the head reads: mean, cls, last, max, std, joined by +; or none.")
+]
+Head = Annotated[
+    HeadName | None,
+    typer.Option("--head", help="linear: trained; prototypes: means of rows; nearest: the rows themselves."),
+]
+Image = Annotated[str | None, typer.Option("--image", help="Column with paths of images, in place of --text.")]
+Audio = Annotated[str | None, typer.Option("--audio", help="Column with paths of WAV files, in place of --text.")]
+Series = Annotated[str | None, typer.Option("--series", help="Column with series, in place of --text.")]
 MaxLength = Annotated[int | None, typer.Option("--max-length", help=f"Tokens a row (default {DEFAULT_MAX_LENGTH}).")]
 Prefix = Annotated[str | None, typer.Option("--prefix", help="Put before every text.")]
 Lowercase = Annotated[bool | None, typer.Option("--lowercase/--no-lowercase", help="Lower-case every text.")]
@@ -134,11 +142,15 @@ SignWith = Annotated[
 def create(
     name: Name,
     data: Data,
-    text: Text,
+    text: Text = None,
+    image: Image = None,
+    audio: Audio = None,
+    series: Series = None,
     label: Label = None,
     fm: Fm = "minilm",
     repository: Repository = DEFAULT_REPOSITORY,
     kind: Kind = None,
+    head: Head = None,
     adapter: Adapter = None,
     rank: Rank = None,
     alpha: Alpha = None,
@@ -173,14 +185,21 @@ def create(
 
       fmplex task create polarity -d reviews.jsonl --text text --label stars --kind regression --weight 4
 
+      fmplex task create product -d pictures.csv --image file --label product --fm dinov2 --head prototypes
+
+      fmplex task create machine -d runs.jsonl --series values --label state --fm fracast
+
       fmplex task create topic -d news.parquet --text text --label topic --adapter lora --rank 16 \\
           --target-modules all-linear --layers 3-5 --epochs 2
     """
+    row, modality = _row_column(text, image, audio, series)
+    examples = _read(data, test, Columns(row, label, pair, group, split, modality))
     chosen = TaskOptions(
         kind=None if kind is None else kind.value,
+        head=(head or HeadName.linear).value,
         lora=_lora(adapter, rank, alpha, target_modules, layers, rslora, epochs, learning_rate),
-        pooling=None if pooling is None else pooling.value,
-        encoder=_encoder(TextSpec(max_length=DEFAULT_MAX_LENGTH), max_length, prefix, lowercase, pair),
+        pooling=pooling,
+        encoder=_encoder(_default_encoder(examples, modality), max_length, prefix, lowercase, pair),
         dimensions=dimensions,
         separator=separator,
         threshold=threshold,
@@ -189,7 +208,6 @@ def create(
         max_test_rows=max_test_rows,
         seed=seed,
     )
-    examples = _read(data, test, Columns(text, label, pair, group, split))
     parameters = {} if weight is None else {"weight": f"{weight:g}"}
     key = _key(sign_with)
     _run("create_task", repository, name, examples, chosen, fm=fm, parameters=parameters, sign_with=key)
@@ -199,9 +217,13 @@ def create(
 def train(
     name: Name,
     data: Data,
-    text: Text,
+    text: Text = None,
+    image: Image = None,
+    audio: Audio = None,
+    series: Series = None,
     label: Label = None,
     repository: Repository = DEFAULT_REPOSITORY,
+    head: Head = None,
     adapter: Adapter = None,
     rank: Rank = None,
     alpha: Alpha = None,
@@ -238,10 +260,12 @@ def train(
     if info.artifact is None:
         raise InvalidInput(info.problem or f"{name!r} is a bundle; train one of its vFMs")
     old = info.artifact
+    kept = HeadName.prototypes if old.head == "prototypes" else HeadName.linear
     chosen = TaskOptions(
         kind=old.kind,
+        head=(head or kept).value,
         lora=_lora(adapter, rank, alpha, target_modules, layers, rslora, epochs, learning_rate),
-        pooling=old.pooling if old.head == "linear" else None,
+        pooling=old.pooling if old.head in ("linear", "prototypes") else None,
         encoder=_encoder(old.encoder, max_length, prefix, lowercase, pair),
         dimensions=info.width if old.kind == "embedding" and old.head == "linear" else None,
         normalize=old.normalize or old.kind != "embedding",
@@ -252,7 +276,8 @@ def train(
         max_test_rows=max_test_rows,
         seed=seed,
     )
-    examples = _read(data, test, Columns(text, label, pair, group, split))
+    row, modality = _row_column(text, image, audio, series)
+    examples = _read(data, test, Columns(row, label, pair, group, split, modality))
     _run("train_task", repository, name, examples, chosen, sign_with=_key(sign_with))
     if info.pinned:
         out.print(
@@ -293,7 +318,7 @@ def import_(
     options = ImportOptions(
         labels=None if labels is None else tuple(part.strip() for part in labels.split(",")),
         kind=None if kind is None else kind.value,
-        pooling=None if pooling is None else pooling.value,
+        pooling=pooling,
         normalize=normalize,
         encoder=encoder,
     )
@@ -453,6 +478,26 @@ def _lora(
             raise InvalidInput(f"--{option} is about LoRA, but no adapter is trained; pass --adapter lora")
         return None
     return LoraOptions(**given)
+
+
+def _row_column(text: str | None, image: str | None, audio: str | None, series: str | None) -> tuple[str, Modality]:
+    """The column that goes in, and what it holds. Raises `InvalidInput` unless one is named."""
+    columns: dict[Modality, str | None] = {"text": text, "image": image, "audio": audio, "series": series}
+    named = [(name, modality) for modality, name in columns.items() if name is not None]
+    if len(named) != 1:
+        raise InvalidInput("name the column that goes in, by one of --text, --image, --audio, --series")
+    return named[0]
+
+
+def _default_encoder(examples: Examples, modality: Modality) -> EncoderSpec:
+    """Of a new vFM: a series' channels are those that its data has."""
+    if modality == "text":
+        return TextSpec(max_length=DEFAULT_MAX_LENGTH)
+    if modality != "series":
+        return SPECS[modality]()
+    channels = {len(row) for row in examples.rows}
+    gaps = any(bool((row != row).any()) for row in examples.rows)  # NaN is not itself
+    return SeriesSpec(channels=channels.pop() if len(channels) == 1 else None, observed=gaps)
 
 
 def _encoder(

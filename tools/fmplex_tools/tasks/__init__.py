@@ -5,7 +5,7 @@
     from pathlib import Path
     from fmplex_tools.tasks import Columns, TaskOptions, create_task, read_examples
 
-    examples = read_examples(Path("mails.csv"), Columns(text="body", label="folder"))
+    examples = read_examples(Path("mails.csv"), Columns("body", label="folder"))
     result = create_task(Path("model_repository"), "mail_folder", examples, TaskOptions(max_rows=2000))
     print(result.artifact.quality)
 

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from fmplex_backend.errors import FMplexError, InvalidInput, Refused
-from fmplex_backend.repository.artifact import Artifact, Quality
+from fmplex_backend.repository.artifact import Artifact, HeadType, Quality
 from fmplex_backend.repository.config import Policy, read_config
 from fmplex_backend.repository.packed import read_version
 from fmplex_backend.repository.poolings import Pooling
@@ -26,7 +26,7 @@ from fmplex_tools.tasks.backbone import Backbone, Encoded, check_fits, load_back
 from fmplex_tools.tasks.data import Examples
 from fmplex_tools.tasks.evaluate import Score, mean_absolute_error, score
 from fmplex_tools.tasks.golden import make_golden
-from fmplex_tools.tasks.heads import Head, fit_head
+from fmplex_tools.tasks.heads import Head, PrototypeHead, fit_head, fit_prototypes
 from fmplex_tools.tasks.kinds import Targets, encode
 from fmplex_tools.tasks.options import TaskOptions
 from fmplex_tools.tasks.prepare import Prepared, prepare_data
@@ -61,7 +61,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class _Learned:
-    head: Head | None
+    head: Head | PrototypeHead | None
     adapter: Any | None
     score: Score | None
     probe: Score | None
@@ -189,7 +189,7 @@ def _learn(
         kind=prepared.kind,
         backbone=backbone.ref,
         pooling=pooling,
-        head="linear" if learned.head is not None else "identity",
+        head=_head_type(learned.head),
         labels=None if prepared.kind == "embedding" else prepared.names,
         threshold=options.threshold,
         normalize=options.normalize and prepared.kind == "embedding",
@@ -200,6 +200,12 @@ def _learn(
         source=prepared.train.source or None,
     )
     return artifact, learned
+
+
+def _head_type(head: Head | PrototypeHead | None) -> HeadType:
+    if head is None:
+        return "identity"
+    return "prototypes" if isinstance(head, PrototypeHead) else "linear"
 
 
 def _side(backbone: Backbone, prepared: Prepared, examples: Examples, options: TaskOptions) -> _Side:
@@ -221,6 +227,10 @@ def _train(
     with reporter.stage("head", 1) as advance:
         probe = fit_head(known, flat, seed=options.seed, dimensions=dimensions)
         advance(1)
+    if options.head != "linear":
+        looked_up = fit_prototypes(known, flat, every_row=options.head == "nearest")
+        reached = score(held_flat, looked_up.apply(held), flat)
+        return _Learned(looked_up, None, reached, _score(probe, held, held_flat, known, flat, options), None)
     if indexed:
         frozen = score(held_flat, held, flat, train_outputs=known)
     else:

@@ -1,4 +1,4 @@
-"""Reading training data: a csv, tsv, jsonl or parquet file with a text column and, usually, a label column.
+"""Reading training data: a csv, tsv, jsonl or parquet file with a column of rows and, usually, one of labels.
 
 Rows are counted from 1 in messages, the header not counted. Nothing is guessed: an empty text, a missing label or a
 column that does not exist is an error that names the file, the column and the rows.
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from fmplex_backend.errors import InvalidInput, NotFound
-from fmplex_tools.tasks.rows import Row
+from fmplex_backend.repository.modalities import Modality
+from fmplex_tools.tasks.rows import Row, read_rows
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 _CSV_FIELD_LIMIT = 1 << 26
@@ -67,29 +68,40 @@ class Examples:
 class Columns:
     """Which columns of a file hold what."""
 
-    text: str
+    row: str
+    """What goes in: a text, or, as ``modality`` says, an image's or a WAV file's path, or a series."""
     label: str | None = None
     pair: str | None = None
     group: str | None = None
     split: str | None = None
+    modality: Modality = "text"
+
+    def named(self) -> dict[str, str]:
+        """Option → column, of those that are there."""
+        options = {self.modality: self.row, "label": self.label, "pair": self.pair, "group": self.group}
+        return {option: name for option, name in (options | {"split": self.split}).items() if name is not None}
 
 
 def read_examples(path: Path, columns: Columns) -> Examples:
     """Read one data file. Raises `NotFound` for a file or column that is not there, `InvalidInput` for bad rows."""
     table, rows = read_table(path)
-    for role, name in vars(columns).items():
-        if name is not None and name not in table:
-            raise NotFound(f"{path}: no column {name!r} (--{role}); its columns are {', '.join(sorted(table))}")
+    for option, name in columns.named().items():
+        if name not in table:
+            raise NotFound(f"{path}: no column {name!r} (--{option}); its columns are {', '.join(sorted(table))}")
     if rows == 0:
         raise InvalidInput(f"{path}: holds no rows")
-    words = None
-    if any(isinstance(value, (list, tuple)) for value in table[columns.text]):
-        words = _word_column(path, columns.text, table[columns.text])
-        texts = tuple(" ".join(row) for row in words)
+    words, values = None, table[columns.row]
+    made: tuple[Row, ...]
+    if columns.modality != "text":
+        _refuse_missing(path, columns.row, values, columns.modality)
+        made = read_rows(path, columns.row, values, columns.modality)
+    elif any(isinstance(value, (list, tuple)) for value in values):
+        words = _word_column(path, columns.row, values)
+        made = tuple(" ".join(row) for row in words)
     else:
-        texts = _text_column(path, columns.text, table[columns.text])
+        made = _text_column(path, columns.row, values)
     return Examples(
-        rows=texts,
+        rows=made,
         labels=None if columns.label is None else _label_column(path, columns.label, table[columns.label]),
         pairs=None if columns.pair is None else _text_column(path, columns.pair, table[columns.pair]),
         words=words,

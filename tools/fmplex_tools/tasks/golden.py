@@ -127,7 +127,8 @@ class _Plain:
         config = getattr(self._model, "active_peft_config", None)
         self._virtual: int = getattr(config, "num_virtual_tokens", 0) or 0
         head = folder / HEAD_FILE
-        self._head = load_file(head, device=str(backbone.device)) if artifact.head == "linear" else None
+        kept = artifact.head in ("linear", "prototypes")
+        self._head = load_file(head, device=str(backbone.device)) if kept else None
 
     @torch.inference_mode()
     def answer(self, row: GoldenRow) -> Any:
@@ -140,6 +141,10 @@ class _Plain:
         return self._finished(self._headed(features.pooled(self._artifact.pooling)[0]))
 
     def _headed(self, raw: Tensor) -> Tensor:
+        if self._head is not None and self._artifact.head == "prototypes":
+            cosines = torch.nn.functional.cosine_similarity(raw, self._head["vectors"], dim=-1)
+            best = [cosines[self._head["owners"] == label].max() for label in range(len(self._artifact.labels or ()))]
+            return self._head["temperature"] * torch.stack(best)
         return (
             raw if self._head is None else torch.nn.functional.linear(raw, self._head["weight"], self._head.get("bias"))
         )

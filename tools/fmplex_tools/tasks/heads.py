@@ -25,6 +25,8 @@ RIDGE_ALPHAS = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
 PROJECTION_STEPS = 300
 PROJECTION_ROWS = 256
 TEMPERATURE = 0.1
+TEMPERATURE_OF_COSINES = 20.0
+"""By which cosines become logits: .05 more of a cosine is e times the odds."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,49 @@ class Head:
     def apply(self, features: Array) -> Array:
         """[n, hidden] to [n, outputs]."""
         return features @ self.weight.T + self.bias
+
+    @property
+    def tensors(self) -> dict[str, Array]:
+        """As head.safetensors holds them."""
+        return {"weight": self.weight, "bias": self.bias}
+
+
+@dataclass(frozen=True)
+class PrototypeHead:
+    """Cosines to vectors that stand for labels: the mean of each label's rows, or the rows themselves."""
+
+    vectors: Array
+    """[n, hidden], of unit length."""
+    owners: NDArray[np.int64]
+    """[n]: the label of each."""
+
+    def apply(self, features: Array) -> Array:
+        """[n, hidden] to [n, labels]."""
+        cosines = _unit(features) @ self.vectors.T
+        labels = range(int(self.owners.max()) + 1)
+        nearest: Array = np.stack([cosines[:, self.owners == label].max(1) for label in labels], 1)
+        return nearest * np.float32(TEMPERATURE_OF_COSINES)
+
+    @property
+    def tensors(self) -> dict[str, Array]:
+        """As head.safetensors holds them."""
+        temperature = np.array([TEMPERATURE_OF_COSINES], np.float32)
+        return {"vectors": self.vectors, "owners": self.owners.astype(np.float32), "temperature": temperature}
+
+
+def fit_prototypes(features: Array, targets: Targets, *, every_row: bool) -> PrototypeHead:
+    """From rows of known labels; ``every_row``: each stands for itself, else the mean of a label's rows for all."""
+    assert targets.values is not None
+    unit = _unit(features)
+    if every_row:
+        return PrototypeHead(unit, targets.values.astype(np.int64))
+    means = np.stack([unit[targets.values == label].mean(0) for label in range(targets.width)])
+    return PrototypeHead(_unit(means), np.arange(targets.width))
+
+
+def _unit(rows: Array) -> Array:
+    unit: Array = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    return unit
 
 
 @dataclass(frozen=True)

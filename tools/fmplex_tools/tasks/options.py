@@ -13,6 +13,7 @@ from fmplex_tools.tasks.kinds import SEPARATOR
 from fmplex_tools.tasks.split import TEST_FRACTION
 
 AdapterType = Literal["none", "lora"]
+HeadChoice = Literal["linear", "prototypes", "nearest"]
 DEFAULT_MAX_LENGTH = 128
 POOLINGS = {"text": "mean", "image": "cls+mean", "audio": "mean+std", "series": "mean+std+levels"}
 """By modality, what a head reads unless told."""
@@ -61,6 +62,8 @@ class TaskOptions:
     """None finds it from the label column."""
     lora: LoraOptions | None = None
     """None trains the head alone, on frozen features."""
+    head: HeadChoice = "linear"
+    """``prototypes``: the mean of each label's rows; ``nearest``: the nearest training row. Neither is trained."""
     pooling: Pooling | None = None
     """None is ``none`` for token classification, and else what suits the modality (`POOLINGS`)."""
     encoder: EncoderSpec = field(default_factory=lambda: TextSpec(max_length=DEFAULT_MAX_LENGTH))
@@ -107,6 +110,8 @@ class TaskOptions:
             raise InvalidInput(
                 "an embedding is trained by its labels; give --label, or leave out --adapter, --dimensions"
             )
+        if self.head != "linear" and (kind != "classification" or self.lora is not None):
+            raise InvalidInput(f"--head {self.head} classifies by the bare backbone: no other kind, and no adapter")
         if kind != "multi_label" and self.threshold != 0.5:
             raise InvalidInput(f"--threshold is for multi_label, not for kind {kind!r}")
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import json
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fmplex_backend.errors import InvalidInput
 from fmplex_backend.repository.modalities import EncoderSpec, ImageSpec, SeriesSpec, TextSpec
+from fmplex_client import InvalidRequest
+from fmplex_client.rows import read_wav
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,3 +53,33 @@ def row_key(row: Any, pair: str | None = None) -> Hashable:
         return words if pair is None else (words, " ".join(pair.casefold().split()))
     data = row if isinstance(row, bytes) else np.asarray(row.samples if isinstance(row, Sound) else row).tobytes()
     return blake2b(data, digest_size=16).digest()
+
+
+def read_rows(file: Path, column: str, values: Sequence[Any], modality: str) -> tuple[Row, ...]:
+    """The rows that a column of the data ``file`` tells: paths beside it of images or WAV files, or series.
+
+    A series is a list of numbers, or of one list for each channel; in a csv, numbers joined by commas or JSON. Raises
+    `InvalidInput` with the row's number, from 1.
+    """
+    read: dict[str, Callable[[Any], Row]] = {
+        "image": lambda value: (file.parent / str(value)).read_bytes(),
+        "audio": lambda value: Sound(*read_wav(file.parent / str(value))),
+        "series": _series,
+    }
+    rows = []
+    for number, value in enumerate(values, start=1):
+        try:
+            rows.append(read[modality](value))
+        except (OSError, ValueError, TypeError, InvalidRequest) as error:
+            raise InvalidInput(f"{file}: column {column!r}, row {number} is no {modality}: {error}") from None
+    return tuple(rows)
+
+
+def _series(value: Any) -> NDArray[Any]:
+    """[channels, time], NaN where there is no value."""
+    if isinstance(value, str):
+        value = json.loads(value if value.lstrip().startswith("[") else f"[{value}]")
+    series = np.atleast_2d(np.array(value, np.float32))
+    if series.ndim != 2 or not series.size:
+        raise ValueError(f"it has shape {list(series.shape)}; it is numbers, or a list of them for each channel")
+    return series
