@@ -1,4 +1,4 @@
-"""A thin client for FMplex on Triton: texts in, one typed answer per text out.
+"""A thin client for FMplex on Triton: texts, images, sounds or series in, one typed answer for each out.
 
 Nobody needs it (any Triton client will do, see ``clients/examples/raw_tritonclient.py``); it saves writing tensors,
 splits long lists, retries what is worth retrying and gives errors that say what to do. Needs numpy and tritonclient
@@ -19,6 +19,7 @@ from fmplex_client.results import (
     Answer,
     Classification,
     Embedding,
+    Forecast,
     MultiLabel,
     Regression,
     Result,
@@ -37,6 +38,7 @@ __all__ = [
     "DeadlineExceeded",
     "Embedding",
     "FMplexClientError",
+    "Forecast",
     "InvalidRequest",
     "MultiLabel",
     "Regression",

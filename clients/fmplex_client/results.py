@@ -71,6 +71,25 @@ class Embedding:
     info: Info | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """What comes next in a series."""
+
+    values: Array
+    """[channels, steps, quantiles], fp32, in the units of the series."""
+    quantiles: tuple[float, ...] = ()
+    """Between 0 and 1, ascending; none where the task does not map them."""
+    info: Info | None = None
+
+    @property
+    def median(self) -> Array:
+        """[channels, steps]: of the quantile nearest to a half. Raises ValueError where the task tells no quantiles."""
+        if not self.quantiles:
+            raise ValueError("the task tells no quantiles; use .values")
+        middle = min(range(len(self.quantiles)), key=lambda place: abs(self.quantiles[place] - 0.5))
+        return self.values[..., middle]
+
+
 @dataclass(frozen=True)
 class Token:
     """A piece of the text with its label; a span is several of them."""
@@ -108,7 +127,7 @@ class Tensors:
     info: Info | None = None
 
 
-Result: TypeAlias = Classification | MultiLabel | Regression | Embedding | TokenClassification | Tensors
+Result: TypeAlias = Classification | MultiLabel | Regression | Embedding | TokenClassification | Forecast | Tensors
 Answer: TypeAlias = Result | dict[str, Result]
 """What ``predict`` gives per text; a bundle's is a dict, member → result."""
 
@@ -186,6 +205,11 @@ def _token_classification(row: Mapping[str, Array]) -> Result:
     return TokenClassification(tuple(tokens), None if logits is None else logits[:count], info)
 
 
+def _forecast(row: Mapping[str, Array]) -> Result:
+    told = _texts(row["quantiles"]) if "quantiles" in row else []
+    return Forecast(row["forecast"], tuple(float(text) for text in told), _info(row))
+
+
 def _tensors(row: Mapping[str, Array]) -> Result:
     return Tensors({name: tensor for name, tensor in row.items() if name != "info"}, _info(row))
 
@@ -196,6 +220,7 @@ _PARSERS: dict[str, Callable[[Mapping[str, Array]], Result]] = {
     "regression": _regression,
     "embedding": _embedding,
     "token_classification": _token_classification,
+    "forecast": _forecast,
 }
 
 

@@ -12,10 +12,11 @@ KIND_BY_OUTPUT: dict[str, str] = {
     "values": "regression",
     "embedding": "embedding",
     "token_labels": "token_classification",
+    "forecast": "forecast",
 }
 """The output that tells a task's kind."""
 
-OUTPUTS = frozenset(KIND_BY_OUTPUT) | {"logits", "probabilities", "token_scores", "info"}
+OUTPUTS = frozenset(KIND_BY_OUTPUT) | {"logits", "probabilities", "token_scores", "quantiles", "info"}
 """Output names that FMplex gives its ensembles; a bundle's are ``member`` + a separator + one of these."""
 
 _SEPARATORS = "._/:-"

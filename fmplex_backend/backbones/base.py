@@ -39,6 +39,25 @@ class Features:
     """Sequences of each row, in order; None: one each."""
     _pooled: dict[str, Tensor] = field(default_factory=dict)
 
+    def of_rows(self, rows: Sequence[int]) -> Features:
+        """Those of some rows, in this order."""
+        counts = self.counts or [1] * len(self.hidden)
+        starts = [0, *accumulate(counts)]
+        chosen = [place for row in rows for place in range(starts[row], starts[row + 1])]
+        return Features(
+            self.hidden[chosen],
+            self.mask[chosen],
+            {name: tensor[chosen] for name, tensor in self.inputs.items()},
+            None if self.pooler_output is None else self.pooler_output[chosen],
+            self.special,
+            None if self.levels is None else self.levels[chosen],
+            None if self.counts is None else [counts[row] for row in rows],
+        )
+
+    def channels(self) -> list[int]:
+        """Sequences of each row."""
+        return list(self.counts) if self.counts is not None else [1] * len(self.hidden)
+
     def pooled(self, pooling: str) -> Tensor:
         """What a head reads, fp32: one vector a row, [n, width], or for ``none`` one a position, [n, t, hidden].
 
@@ -167,6 +186,13 @@ class Backbone(ABC):
 
         Of rows with several sequences, `Features.counts` is the caller's to add.
         """
+
+    def forecast(self, features: Features) -> Tensor:
+        """What comes next, by the backbone's own head: fp32 [s, horizon, quantiles], in the units of what came in.
+
+        Only of backbones whose facts tell a horizon.
+        """
+        raise NotImplementedError(f"{self.facts.model_type!r} does not forecast by itself")
 
     @property
     @abstractmethod

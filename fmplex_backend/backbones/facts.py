@@ -66,6 +66,10 @@ class SeriesInput:
     """Of a channel."""
     special: int
     """Positions in front of the patches."""
+    horizon: int = 0
+    """Steps that the backbone forecasts by itself; 0 where it does not."""
+    quantiles: tuple[float, ...] = ()
+    """Of its forecasts, ascending."""
 
 
 @dataclass(frozen=True)

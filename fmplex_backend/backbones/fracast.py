@@ -156,8 +156,101 @@ def periods_of(values: Tensor, observed: Tensor, most: int, least_period: int, a
     return torch.where(scores.isfinite(), found, torch.zeros_like(found))
 
 
+class Smoothing(nn.Module):
+    """A causal convolution of each feature over the steps to come."""
+
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__()
+        self.dw_weight, self.dw_bias = nn.Parameter(torch.zeros(width, 1, kernel)), nn.Parameter(torch.zeros(width))
+        self.norm = nn.RMSNorm(width)
+
+    def forward(self, x: Tensor, dilation: int) -> Tensor:
+        """[n, horizon, width] to the same."""
+        padded = nn.functional.pad(x.transpose(1, 2), ((self.dw_weight.shape[2] - 1) * dilation, 0))
+        past = nn.functional.conv1d(padded, self.dw_weight, self.dw_bias, dilation=dilation, groups=x.shape[2])
+        result: Tensor = self.norm(x + past.transpose(1, 2))
+        return result
+
+
+class Continued(nn.Module):
+    """The series' last steps and what its season would bring, through a block like the encoder's."""
+
+    def __init__(self, config: Mapping[str, Any], width: int) -> None:
+        super().__init__()
+        self.in_proj, self.out_proj = nn.Linear(1 + RECENCIES, width), nn.Linear(width, width)
+        self.block = Block(width, int(config["kernel_size"]), int(width * float(config["ffn_mult"])))
+        base = int(config["dilation_base"])
+        self.dilations = [base**layer for layer in range(int(config.get("head_future_conv_layers", 6)))]
+        self.seed = int(config.get("head_future_conv_seed", 128))
+
+    def forward(self, hidden: Tensor, season: Tensor, recency: Tensor) -> Tensor:
+        """``hidden`` [n, t, width], ``season`` [n, horizon], ``recency`` [horizon, 5]; [n, horizon, width]."""
+        ahead = torch.cat([season.unsqueeze(-1), recency.expand(len(season), -1, -1)], -1)
+        x = torch.cat([hidden[:, -self.seed :], self.in_proj(ahead.to(hidden.dtype))], 1)
+        for dilation in self.dilations:
+            x = self.block(x, dilation)
+        result: Tensor = self.out_proj(x[:, -season.shape[1] :])
+        return result
+
+
+class QuantileHead(nn.Module):
+    """From a series' vectors to quantiles of the steps to come."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        if config.get("head_seasonal_fill_mode", "phase_mean") != "phase_mean" or not config["head_future_conv"]:
+            raise ValueError("another kind of forecasting head")
+        width, self.horizon = int(config["d_model"]), int(config["horizon"])
+        self.periods = int(config["periodic_topk"]), int(config["periodic_min_period"]), float(config["periodic_alpha"])
+        self.bins = int(config.get("head_phase_bins", 16))
+        self.summary_proj = nn.Linear(2 * width + RECENCIES, width)
+        self.queries = nn.Parameter(torch.zeros(self.horizon, width))
+        layers = range(int(config.get("head_layers", 1)))
+        self.decoder_ffns = nn.ModuleList(GatedLayer(width, int(config["head_d_ff"])) for _ in layers)
+        self.decoder_norms = nn.ModuleList(nn.RMSNorm(width) for _ in layers)
+        kernel = int(config.get("head_fc_kernel", 3))
+        self.fc_blocks = nn.ModuleList(Smoothing(width, kernel) for _ in range(int(config.get("head_fc_layers", 2))))
+        self.future_conv = Continued(config, width)
+        self.out_proj = nn.Linear(width, len(config["quantiles"]))
+
+    def forward(self, hidden: Tensor, values: Tensor, observed: Tensor) -> Tensor:
+        """``hidden`` [n, t, width] of scaled ``values`` [n, t], 0 where not ``observed``; [n, horizon, quantiles]."""
+        length = values.shape[1]
+        steps = torch.arange(length, length + self.horizon, device=values.device)
+        recency = recencies(steps, length)
+        summary = torch.cat([hidden.mean(1), hidden[:, -1]], -1).unsqueeze(1).expand(-1, self.horizon, -1)
+        known = torch.cat([recency.expand(len(values), -1, -1).to(hidden.dtype), summary], -1)
+        x = self.summary_proj(known) + self.queries
+        for layer, norm in zip(self.decoder_ffns, self.decoder_norms, strict=True):
+            x = norm(x + layer(x))
+        for power, block in enumerate(self.fc_blocks):
+            x = block(x, 2**power)
+        period = periods_of(values, observed, *self.periods)[:, 0]
+        x = x + self.future_conv(hidden, seasonal(values, observed, steps, period, self.bins), recency)
+        result: Tensor = self.out_proj(x)
+        return result
+
+
+def seasonal(values: Tensor, observed: Tensor, steps: Tensor, period: Tensor, bins: int) -> Tensor:
+    """What a series had on average at the phase of each of ``steps`` [h]: [n, h].
+
+    ``period`` int64 [n], 0 for none, which is 1: then, and where a phase has no value, the mean of all.
+    """
+    turn = period.clamp(min=1).float()[:, None]
+
+    def phase(places: Tensor) -> Tensor:
+        return ((places.float()[None] % turn) / turn * bins).long().clamp(max=bins - 1)
+
+    one_hot = nn.functional.one_hot(phase(torch.arange(values.shape[1], device=values.device)), bins)
+    weights = one_hot * observed.unsqueeze(-1)
+    counts, sums = weights.sum(1), (weights * values.unsqueeze(-1)).sum(1)
+    mean = (values * observed).sum(1, keepdim=True) / observed.sum(1, keepdim=True).clamp(min=1)
+    means = torch.where(counts > 0, sums / counts.clamp(min=1), mean)
+    return means.gather(1, phase(steps))
+
+
 class FracastBackbone(Backbone):
-    """Fracast's encoder; its own forecasting head is not part of it."""
+    """Fracast's encoder, and its forecasting head for vFMs that ask for it."""
 
     def __init__(self, spec: str, folder: Path, dtype: str, device: str) -> None:
         """Load ``spec``, whose files are in ``folder``. Raises `Refused`."""
@@ -166,17 +259,11 @@ class FracastBackbone(Backbone):
             model, self._context = FracastCore(config), int(config["context_length"])
         except (KeyError, TypeError, ValueError) as error:
             raise Refused(f"backbone {spec!r}: config.json is none of Fracast's: {error!r}") from None
-        state = {
-            name.removeprefix("core."): tensor
-            for name, tensor in load_file(folder / "model.safetensors").items()
-            if name.startswith("core.")
-        }
-        refuse_missing(model.state_dict().keys() - state.keys(), spec)
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            raise Refused(f"backbone {spec!r}: {error}") from None
-        self.model = ready(model.to(DTYPES[dtype]), device)
+        weights = load_file(folder / "model.safetensors")
+        self.model = ready(_filled(model, "core.", weights, spec).to(DTYPES[dtype]), device)
+        self._head = None
+        if "head_kind" in config:
+            self._head = ready(_filled(QuantileHead(config), "head.", weights, spec).to(DTYPES[dtype]), device)
         self.device = device
         self.facts = BackboneFacts(
             spec=spec,
@@ -185,7 +272,13 @@ class FracastBackbone(Backbone):
             prefix="core",
             hidden_size=model.norm.weight.numel(),
             max_length=self._context,
-            input=SeriesInput(self._context, self._context, 0),
+            input=SeriesInput(
+                self._context,
+                self._context,
+                0,
+                self._head.horizon if self._head else 0,
+                tuple(config["quantiles"]) if self._head else (),
+            ),
             **touchable(model),
         )
 
@@ -201,13 +294,21 @@ class FracastBackbone(Backbone):
     def forward(self, inputs: Mapping[str, Tensor]) -> Features:
         """Vectors of the steps; those without a value are masked."""
         values, observed = inputs["values"], inputs["observed"]
-        least = values.masked_fill(~observed, torch.inf).amin(1, keepdim=True)
-        span = (values.masked_fill(~observed, -torch.inf).amax(1, keepdim=True) - least).clamp(min=LEAST_SPAN)
-        hidden = self.model(torch.where(observed, (values - least) / span, 0), observed)
+        scaled, _, _ = _scaled(values, observed)
+        hidden = self.model(scaled, observed)
         count = observed.sum(1, keepdim=True)
         mean = (values * observed).sum(1, keepdim=True) / count
         spread = (((values - mean) ** 2 * observed).sum(1, keepdim=True) / count).sqrt()
         return Features(hidden, observed.to(torch.int64), inputs, levels=torch.cat([mean, spread], -1))
+
+    def forecast(self, features: Features) -> Tensor:
+        """See `Backbone`."""
+        if self._head is None:
+            return super().forecast(features)
+        observed = features.inputs["observed"]
+        scaled, least, span = _scaled(features.inputs["values"], observed)
+        found: Tensor = self._head(features.hidden, scaled, observed).float()
+        return found * span.unsqueeze(-1) + least.unsqueeze(-1)
 
     @property
     def lengths(self) -> Sequence[int]:
@@ -218,6 +319,24 @@ class FracastBackbone(Backbone):
         """Channels of noise."""
         values = np.random.default_rng(row).standard_normal((length // self._context, self._context), np.float32)
         return {"series": values, "observed": np.ones(values.shape, bool)}
+
+
+def _scaled(values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Between 0 and 1, 0 where not ``observed``; and the least value and the span of each, [n, 1]."""
+    least = values.masked_fill(~observed, torch.inf).amin(1, keepdim=True)
+    span = (values.masked_fill(~observed, -torch.inf).amax(1, keepdim=True) - least).clamp(min=LEAST_SPAN)
+    return torch.where(observed, (values - least) / span, 0), least, span
+
+
+def _filled(module: nn.Module, prefix: str, weights: Mapping[str, Tensor], spec: str) -> nn.Module:
+    """``module`` with its ``weights``. Raises `Refused`."""
+    own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    refuse_missing(module.state_dict().keys() - own.keys(), spec)
+    try:
+        module.load_state_dict(own)
+    except RuntimeError as error:
+        raise Refused(f"backbone {spec!r}: {error}") from None
+    return module
 
 
 load = FracastBackbone

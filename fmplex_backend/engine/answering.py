@@ -39,7 +39,7 @@ class Answering:
 
         ``place``: row of the batch → row of ``features``.
         """
-        lengths = features.lengths()
+        lengths, channels = features.lengths(), features.channels()
         sections: dict[object, list[Generation]] = {}
         for generation, _ in members.values():
             sections.setdefault(self._section(generation), []).append(generation)
@@ -48,7 +48,8 @@ class Answering:
             rows = [members[g.stamp.generation][1] for g in generations]
             physical = [place[row] for own in rows for row in own]
             try:
-                groups += self._run(generations, rows, physical, features, [lengths[p] for p in physical])
+                extents = channels if generations[0].artifact.kind == "forecast" else lengths
+                groups += self._run(generations, rows, physical, features, [extents[p] for p in physical])
             except Exception as error:  # heads that fail take their own rows with them, not their neighbours'
                 if is_device_fault(error):
                     raise

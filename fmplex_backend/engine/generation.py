@@ -12,7 +12,7 @@ from torch import Tensor
 from fmplex_backend.adapters.adapter import Adapter, make_adapter
 from fmplex_backend.adapters.bank import Stamp
 from fmplex_backend.backbones.base import Backbone
-from fmplex_backend.heads.projections import Projection, linear, prototypes, transformers_head
+from fmplex_backend.heads.projections import Projection, linear, native_forecast, prototypes, transformers_head
 from fmplex_backend.repository.artifact import Artifact
 from fmplex_backend.repository.packed import head_width
 
@@ -66,6 +66,8 @@ def prepare(
     parameters = {name: tensor.to(device) for name, tensor in tables["head"].items()}
     if artifact.head == "transformers":
         projection: Projection = transformers_head(artifact, parameters, backbone.facts, backbone.model)
+    elif artifact.head == "native":
+        projection = native_forecast(artifact, backbone)
     elif artifact.head == "prototypes":
         projection = prototypes(artifact, parameters)
     else:

@@ -94,19 +94,31 @@ def _token_classification(raw: Tensor, lengths: list[int], parts: Sequence[Part]
         }
 
 
+def _forecast(raw: Tensor, lengths: list[int], parts: Sequence[Part]) -> Iterator[Columns]:
+    volume = raw.numpy()
+    for part in parts:
+        rows = range(part.start, part.stop)
+        yield {
+            "volume": [volume[row, : lengths[row], :, : part.width] for row in rows],
+            "text": [list(part.artifact.labels or ()) for _ in rows],
+        }
+
+
 _KINDS: dict[str, Callable[[Tensor, list[int], Sequence[Part]], Iterator[Columns]]] = {
     "classification": _classification,
     "multi_label": _multi_label,
     "regression": _regression,
     "embedding": _embedding,
     "token_classification": _token_classification,
+    "forecast": _forecast,
 }
 
 
 def answers(kind: str, raw: Tensor, lengths: list[int], parts: Sequence[Part]) -> list[tuple[Columns, list[bool]]]:
     """For each of ``parts``, all of one ``kind``, its columns, and per row whether all that belongs to it is finite.
 
-    ``raw``: fp32 on the CPU, [rows, width], or [rows, t, width] for rows of ``lengths`` positions.
+    ``raw``: fp32 on the CPU, [rows, width], or [rows, t, width] for rows of ``lengths`` positions, or of a forecast
+    [rows, channels, steps, width] for rows of ``lengths`` channels.
     """
     finite = raw.isfinite().numpy()
     columns = _KINDS[kind](raw, lengths, parts)
@@ -115,7 +127,7 @@ def answers(kind: str, raw: Tensor, lengths: list[int], parts: Sequence[Part]) -
 
 def _finite(finite: Array, lengths: list[int], part: Part) -> list[bool]:
     own = finite[part.start : part.stop, ..., : part.width]
-    if own.ndim == 3:
+    if own.ndim > 2:
         return [bool(own[i, :n].all()) for i, n in enumerate(lengths[part.start : part.stop])]
     rows: list[bool] = own.all(-1).tolist()
     return rows

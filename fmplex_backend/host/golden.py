@@ -157,4 +157,6 @@ class GoldenChecks:
 
 
 def _socket(generation: Generation) -> str:
+    if generation.artifact.kind == "forecast":
+        return "volume"
     return "matrix" if answers_by_token(generation.artifact) else "vector"

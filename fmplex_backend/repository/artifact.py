@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fmplex_backend.repository.modalities import EncoderSpec, SeriesSpec, TextSpec
 from fmplex_backend.repository.poolings import Pooling, reading
 
-Kind = Literal["classification", "multi_label", "regression", "embedding", "token_classification"]
-HeadType = Literal["linear", "identity", "transformers", "prototypes"]
+Kind = Literal["classification", "multi_label", "regression", "embedding", "token_classification", "forecast"]
+HeadType = Literal["linear", "identity", "transformers", "prototypes", "native"]
 
 ARTIFACT_FILE = "vfm.json"
 HEAD_FILE = "head.safetensors"
@@ -63,14 +63,22 @@ class Artifact(_Strict):
     pooling: Pooling = "mean"
     """What the head reads (see `poolings`); ``none`` keeps one vector per token."""
     head: HeadType = "linear"
-    """``linear``: head.safetensors. ``identity``: the pooled vector itself (embeddings). ``transformers``: the head of
-    transformers' own task class for this backbone (``…ForSequenceClassification``, ``…ForTokenClassification``,
-    ``…ForImageClassification``, ``…ForAudioClassification``), with the parameters that PEFT saved in the adapter
-    checkpoint (``modules_to_save``). ``prototypes``: head.safetensors has ``vectors`` [n, width], ``owners`` [n], the
-    label's number of each, and ``temperature`` [1]; a label's logit is the temperature times the cosine of the row to
-    the nearest vector of the label: few shots, or examples to be looked up, without training."""
+    """What makes the answer:
+
+    - ``linear``: head.safetensors.
+    - ``identity``: the pooled vector itself (embeddings).
+    - ``transformers``: the head of transformers' own task class for this backbone (``…ForSequenceClassification``,
+      ``…ForTokenClassification``, ``…ForImageClassification``, ``…ForAudioClassification``), with the parameters that
+      PEFT saved in the adapter checkpoint (``modules_to_save``).
+    - ``prototypes``: head.safetensors has ``vectors`` [n, width], ``owners`` [n], the label's number of each, and
+      ``temperature`` [1]; a label's logit is the temperature times the cosine of the row to the nearest vector of the
+      label: few shots, or examples to be looked up, without training.
+    - ``native``: the backbone's own forecasting head.
+    """
     labels: tuple[str, ...] | None = None
-    """Names of the outputs, in order: labels, or for regression the targets."""
+    """Names of the outputs, in order: labels, for regression the targets, for a forecast its quantiles."""
+    horizon: Annotated[int | None, Field(ge=1)] = None
+    """Forecast: how many steps."""
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Multi-label: a label is given when its probability reaches this."""
     normalize: bool = False
@@ -97,6 +105,12 @@ class Artifact(_Strict):
             raise ValueError("kind 'classification' needs at least 2 labels")
         if self.head == "identity" and self.kind != "embedding":
             raise ValueError(f"head 'identity' is for embeddings, not for kind {self.kind!r}")
+        if (self.kind == "forecast") != (self.head == "native"):
+            raise ValueError("head 'native' forecasts, and what forecasts is head 'native'")
+        if self.kind == "forecast":
+            self._check_forecast()
+        elif self.horizon is not None:
+            raise ValueError("'horizon' is for forecasts")
         if self.head == "prototypes" and (self.kind != "classification" or self.pooling == "none"):
             raise ValueError("head 'prototypes' classifies rows: kind 'classification', and one vector a row")
         if self.head == "transformers":
@@ -109,12 +123,27 @@ class Artifact(_Strict):
                 raise ValueError("kind 'token_classification' needs pooling 'none'")
             if isinstance(self.encoder, TextSpec) and (self.encoder.prefix or self.encoder.collapse_whitespace):
                 raise ValueError("token offsets need the text as it came: no 'prefix', no 'collapse_whitespace'")
-        elif self.pooling == "none" and self.kind != "embedding" and self.head != "transformers":
+        elif self.pooling == "none" and self.kind not in ("embedding", "forecast") and self.head != "transformers":
             raise ValueError(f"kind {self.kind!r} needs pooling 'mean', 'cls' or 'last'")
         if self.normalize and self.kind != "embedding":
             raise ValueError("'normalize' is for embeddings")
         self._check_reading()
         return self
+
+    def _check_forecast(self) -> None:
+        if (
+            not isinstance(self.encoder, SeriesSpec)
+            or self.pooling != "none"
+            or self.horizon is None
+            or not self.labels
+        ):
+            raise ValueError("a forecast reads a series, has pooling 'none', a 'horizon', and quantiles for 'labels'")
+        try:
+            quantiles = [float(label) for label in self.labels]
+        except ValueError:
+            quantiles = []
+        if not quantiles or sorted(set(quantiles)) != quantiles or not 0 < quantiles[0] <= quantiles[-1] < 1:
+            raise ValueError(f"a forecast's 'labels' are quantiles between 0 and 1, ascending, not {list(self.labels)}")
 
     def _check_reading(self) -> None:
         """What the pooling reads must be there."""

@@ -124,7 +124,8 @@ class Golden(_Strict):
     format: Literal[1] = 1
     inputs: Annotated[tuple[GoldenRow, ...], Field(min_length=1, max_length=MAX_ROWS)]
     outputs: tuple[Any, ...]
-    """Per row a list of numbers (logits, values or the embedding), or by token a list of such lists."""
+    """Per row a list of numbers (logits, values or the embedding), by token a list of such lists, of a forecast a list
+    for each channel of lists for each step."""
     dtype: Literal["fp32"] = "fp32"
     """What the outputs were computed in."""
     made_with: dict[str, str] = {}
@@ -139,13 +140,13 @@ class Golden(_Strict):
         if len({row.names for row in self.inputs}) > 1:
             raise ValueError("every input has the same tensors: either all have a 'text_pair' or none has")
         for place, row in enumerate(self.outputs):
-            if not (_numbers(row) or _table(row)):
+            if not (_numbers(row) or _table(row) or _volume(row)):
                 raise ValueError(f"'outputs.{place}' is neither a list of finite numbers nor a table of them")
         return self
 
     @property
     def arrays(self) -> list[Array]:
-        """The outputs, fp32: per row [width], or [tokens, width]."""
+        """The outputs, fp32: per row [width], [tokens, width], or [channels, steps, width]."""
         return [np.array(row, np.float32) for row in self.outputs]
 
 
@@ -158,6 +159,11 @@ def _numbers(value: object) -> bool:
 def _table(value: object) -> bool:
     rows = value if isinstance(value, (list, tuple)) else ()
     return bool(rows) and all(map(_numbers, rows)) and len({len(row) for row in rows}) == 1
+
+
+def _volume(value: object) -> bool:
+    tables = value if isinstance(value, (list, tuple)) else ()
+    return bool(tables) and all(map(_table, tables)) and len({(len(t), len(t[0])) for t in tables}) == 1
 
 
 def read_golden(version_dir: Path, root: Path, artifact: Artifact, width: int) -> Golden | None:
@@ -182,9 +188,11 @@ def _check_fit(golden: Golden, artifact: Artifact, width: int) -> None:
     names, wanted = golden.inputs[0].names, set(artifact.encoder.tensors)
     if names != wanted:
         raise Refused(f"{GOLDEN_FILE}: its inputs are {sorted(names)}; the encoder reads {sorted(wanted)}")
-    shape = ["tokens", width] if answers_by_token(artifact) else [width]
+    shape: list[Any] = ["tokens", width] if answers_by_token(artifact) else [width]
+    if artifact.kind == "forecast":
+        shape = ["channels", artifact.horizon, width]
     for place, row in enumerate(golden.arrays):
-        if row.ndim != len(shape) or row.shape[-1] != width:
+        if row.ndim != len(shape) or row.shape[-1] != width or (row.ndim == 3 and row.shape[1] != shape[1]):
             fitting = f"[{', '.join(map(str, shape))}]"
             raise Refused(f"{GOLDEN_FILE}: outputs.{place} has shape {list(row.shape)}; with this artifact {fitting}")
 
@@ -197,15 +205,15 @@ def answers_by_token(artifact: Artifact) -> bool:
 def compare(golden: Golden, answers: Sequence[Array], dtype: str) -> None:
     """Raise `Refused` where ``answers``, computed in ``dtype``, are not the outputs of ``golden``.
 
-    A row each; of answers by token the shorter ones may be padded with zeros to the longest.
+    A row each; of answers by token, or channel, the shorter ones may be padded with zeros to the longest.
     """
     expected = golden.arrays
     scale = max(float(np.abs(row).max()) for row in expected)
     tolerance = max(LEAST_TOLERANCE, TOLERANCES[dtype] * scale)
     longest = max(len(row) for row in expected)
     for place, (row, answer) in enumerate(zip(expected, answers, strict=True)):
-        if row.ndim == 2 and len(answer) == longest:
-            row = np.pad(row, ((0, longest - len(row)), (0, 0)))
+        if row.ndim > 1 and len(answer) == longest:
+            row = np.pad(row, ((0, longest - len(row)), *[(0, 0)] * (row.ndim - 1)))
         if row.shape != answer.shape:
             raise Refused(
                 f"its golden input {place} is answered in shape {list(answer.shape)} instead of {list(row.shape)}; "

@@ -17,6 +17,7 @@ KIND_SOCKETS: dict[str, dict[str, str]] = {
     "multi_label": {"logits": "vector", "probabilities": "scores", "labels": "text"},
     "regression": {"values": "vector"},
     "embedding": {"embedding": "vector"},
+    "forecast": {"forecast": "volume", "quantiles": "text"},
     "token_classification": {"logits": "matrix", "token_scores": "scores", "token_labels": "text"},
 }
 """Per kind, the ensemble outputs that ``fmplex task`` gives a vFM and the socket behind each."""
@@ -30,13 +31,15 @@ def sockets_of(kind: Kind, pooling: Pooling) -> dict[str, str]:
 
 
 def socket_dims(kind: Kind, pooling: Pooling, width: int) -> dict[str, list[int]]:
-    """Socket → dims that an answer of ``width`` outputs has; -1 is a length that varies (tokens, labels given)."""
+    """Socket → dims of an answer of ``width`` outputs; -1 is a length that varies (tokens, labels given, steps)."""
     if kind == "classification":
         return {"vector": [width], "scores": [width], "text": [1], "info": [1]}
     if kind == "multi_label":
         return {"vector": [width], "scores": [width], "text": [-1], "info": [1]}
     if kind == "token_classification":
         return {"matrix": [-1, width], "scores": [-1], "text": [-1], "info": [1]}
+    if kind == "forecast":
+        return {"volume": [-1, -1, width], "text": [width], "info": [1]}
     if kind == "embedding" and pooling == "none":
         return {"matrix": [-1, width], "info": [1]}
     return {"vector": [width], "info": [1]}

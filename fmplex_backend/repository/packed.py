@@ -50,7 +50,7 @@ class VersionContent:
     head: dict[str, Array]
     """By the names that `Artifact.head` says; of ``transformers``, by transformers' own."""
     width: int
-    """Outputs of the head: labels, targets, or the embedding's dimensions."""
+    """Outputs of the head: labels, targets, quantiles, or the embedding's dimensions."""
 
 
 def read_artifact(version_dir: Path, root: Path) -> Artifact:
@@ -79,6 +79,8 @@ def read_version(version_dir: Path, root: Path, facts: BackboneFacts, max_rank: 
         raise Refused(f"adapter/ brings a head of its own ({min(adapter.head)!r}), so 'head' must be 'transformers'")
     if artifact.head == "identity":
         return VersionContent(artifact, adapter, {}, head_width(artifact, facts))
+    if artifact.head == "native":
+        return VersionContent(artifact, adapter, {}, _check_native(artifact, facts))
     head = read_tensors(version_dir / HEAD_FILE, root)
     if artifact.head == "prototypes":
         return VersionContent(artifact, adapter, head, _check_prototypes(head, artifact, facts))
@@ -155,6 +157,18 @@ def _check_linear(head: dict[str, Array], artifact: Artifact, facts: BackboneFac
     if "bias" in head and head["bias"].shape != (width,):
         raise Refused(f"{HEAD_FILE}: bias has shape {list(head['bias'].shape)}; it is [{width}]")
     return width
+
+
+def _check_native(artifact: Artifact, facts: BackboneFacts) -> int:
+    own = facts.input
+    if not isinstance(own, SeriesInput) or not own.horizon:
+        raise Refused(f"backbone {facts.spec!r} does not forecast by itself, so 'head' cannot be 'native'")
+    if artifact.horizon is not None and artifact.horizon > own.horizon:
+        raise Refused(f"horizon {artifact.horizon} exceeds the backbone's {own.horizon} steps")
+    labels = artifact.labels or ()
+    if unknown := [label for label in labels if float(label) not in own.quantiles]:
+        raise Refused(f"quantile {unknown[0]} is none of the backbone's, {', '.join(f'{q:g}' for q in own.quantiles)}")
+    return len(labels)
 
 
 def _check_prototypes(head: dict[str, Array], artifact: Artifact, facts: BackboneFacts) -> int:

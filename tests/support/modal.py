@@ -40,6 +40,8 @@ class Task:
     head: str = "linear"
     encoder: Mapping[str, Any] = field(default_factory=dict)
     normalize: bool = False
+    horizon: int | None = None
+    labels: tuple[str, ...] | None = None
 
 
 def write_task(folder: Path, task: Task, backbone: Backbone, plain: Any, seed: int) -> Artifact:
@@ -51,7 +53,8 @@ def write_task(folder: Path, task: Task, backbone: Backbone, plain: Any, seed: i
             "backbone": BackboneRef(name="test", fingerprint=backbone.facts.fingerprint),
             "pooling": task.pooling,
             "head": task.head,
-            "labels": [f"L{i}" for i in range(task.outputs)] if task.kind in LABELLED else None,
+            "labels": task.labels or ([f"L{i}" for i in range(task.outputs)] if task.kind in LABELLED else None),
+            "horizon": task.horizon,
             "adapter": task.lora is not None,
             "encoder": {"modality": backbone.facts.modality, **task.encoder},
             "normalize": task.normalize,
@@ -130,10 +133,10 @@ class Served:
 
 
 def answers_of(done: BatchDone, rows: int) -> list[NDArray[np.float32]]:
-    """Vector or matrix of each row; every row has one."""
+    """Vector, matrix or volume of each row; every row has one."""
     found: dict[int, NDArray[np.float32]] = {}
     for group in done.groups:
         assert not group.errors, group.errors
-        column = group.columns["vector" if "vector" in group.columns else "matrix"]
+        [column] = [group.columns[name] for name in ("vector", "matrix", "volume") if name in group.columns]
         found |= zip(group.rows, column, strict=True)
     return [np.asarray(found[row]) for row in range(rows)]

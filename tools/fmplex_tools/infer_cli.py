@@ -22,6 +22,7 @@ from fmplex_client import (
     Client,
     Embedding,
     FMplexClientError,
+    Forecast,
     MultiLabel,
     Regression,
     Tensors,
@@ -189,6 +190,9 @@ def describe(result: Result) -> str:
         return f"{shape}: " + ", ".join(f"{value:.3f}" for value in flat[:4]) + (", …" if flat.size > 4 else "")
     if isinstance(result, TokenClassification):
         return ", ".join(f"{s.label} [{s.start}:{s.end}]  {s.score:.3f}" for s in result.spans) or "no span"
+    if isinstance(result, Forecast):
+        median = result.median if result.quantiles else result.values[..., 0]
+        return "; ".join(", ".join(f"{value:.4g}" for value in channel) for channel in median)
     return ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in result.tensors.items())
 
 

@@ -213,6 +213,45 @@ def create(
     _run("create_task", repository, name, examples, chosen, fm=fm, parameters=parameters, sign_with=key)
 
 
+@app.command("forecast")
+def forecast(
+    name: Name,
+    fm: Fm = "fracast",
+    repository: Repository = DEFAULT_REPOSITORY,
+    horizon: Annotated[int | None, typer.Option(min=1, help="Steps to forecast; all that the backbone does.")] = None,
+    quantiles: Annotated[str, typer.Option(help="Some of the backbone's, e.g. 0.1,0.5,0.9; all unless told.")] = "",
+    channels: Annotated[int | None, typer.Option(min=1, help="Of every series; any number unless told.")] = None,
+    gaps: Annotated[bool, typer.Option("--gaps", help="Series may lack values: it takes 'observed' too.")] = False,
+    weight: Weight = None,
+    sign_with: SignWith = None,
+) -> None:
+    """Put a vFM that forecasts by its backbone's own head into the repository; nothing is trained.
+
+    Examples:
+
+      fmplex task forecast demand --horizon 24
+
+      fmplex task forecast load -r /srv/models --quantiles 0.1,0.5,0.9 --gaps
+    """
+    from fmplex_tools.tasks.forecasting import create_forecast
+
+    try:
+        wanted = [float(part) for part in _names(quantiles)]
+    except ValueError:
+        raise InvalidInput(f"--quantiles {quantiles!r}: write numbers between 0 and 1, e.g. 0.1,0.5,0.9") from None
+    result = create_forecast(
+        repository,
+        name,
+        fm=fm,
+        horizon=horizon,
+        quantiles=wanted,
+        encoder=SeriesSpec(channels=channels, observed=gaps),
+        parameters={} if weight is None else {"weight": f"{weight:g}"},
+        sign_with=_key(sign_with),
+    )
+    out.print(result_table(result))
+
+
 @app.command("train")
 def train(
     name: Name,

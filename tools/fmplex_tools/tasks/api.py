@@ -109,7 +109,7 @@ def create_task(
         width = _write_checked(scratch, artifact, learned, prepared, backbone, settings.max_adapter_rank)
         if sign_with is not None:
             sign_version(scratch / "version", name, sign_with)
-        size = _bytes(scratch / "version")
+        size = bytes_of(scratch / "version")
         port = publish.publish_vfm(
             repository,
             name,
@@ -159,7 +159,7 @@ def train_task(
             )
         if sign_with is not None:
             sign_version(scratch / "version", name, sign_with)
-        size = _bytes(scratch / "version")
+        size = bytes_of(scratch / "version")
         version = publish.publish_version(repository, name, scratch / "version")
     return _result(name, version, None, artifact, learned, prepared, size, started)
 
@@ -328,7 +328,8 @@ def model_batch_size(repository: Path, fm: str) -> int:
     return min(MAX_BATCH_SIZE, limit) if limit else MAX_BATCH_SIZE
 
 
-def _bytes(folder: Path) -> int:
+def bytes_of(folder: Path) -> int:
+    """Of all files in ``folder``."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 

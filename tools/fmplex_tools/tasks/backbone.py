@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from transformers.utils.logging import disable_progress_bar
 
 from fmplex_backend.backbones.base import Features
+from fmplex_backend.backbones.facts import SeriesInput
 from fmplex_backend.backbones.registry import load_backbone as load_plugin
 from fmplex_backend.encoders.choice import make_encoder
 from fmplex_backend.encoders.text import TextEncoder
 from fmplex_backend.errors import InvalidInput, NotFound, Refused
 from fmplex_backend.messages import Tokens
-from fmplex_backend.repository.artifact import BackboneRef
+from fmplex_backend.repository.artifact import Artifact, BackboneRef
 from fmplex_backend.repository.config import CONFIG_FILE, FMSettings, fm_settings, is_physical, read_config
 from fmplex_backend.repository.layout import physical_fms
 from fmplex_backend.repository.modalities import EncoderSpec, TextSpec
@@ -115,6 +116,13 @@ class Backbone:
         features = plugin.forward(inputs)
         counts = plugin.sequences(chosen)
         return features if counts is None else replace(features, counts=counts)
+
+    def forecast(self, features: Features, artifact: Artifact) -> torch.Tensor:
+        """The native forecast of ``artifact``: fp32 [sequences, horizon, quantiles]."""
+        own = self.facts.input
+        assert isinstance(own, SeriesInput)
+        places = [own.quantiles.index(float(label)) for label in artifact.labels or ()]
+        return self._plugin.forecast(features)[:, : artifact.horizon, places]
 
     def features(
         self,

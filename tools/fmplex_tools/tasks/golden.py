@@ -138,9 +138,11 @@ class _Plain:
             inputs = self._backbone.forward(encoded, [0]).inputs
             return self._finished(self._model(**inputs).logits[0])
         features = self._backbone.forward(encoded, [0], self._model)
+        if self._artifact.head == "native":
+            return self._backbone.forecast(features, self._artifact).float().cpu().numpy()
         return self._finished(self._headed(features.pooled(self._artifact.pooling)[0]))
 
-    def _headed(self, raw: Tensor) -> Tensor:
+    def _headed(self, raw: Tensor) -> Any:
         if self._head is not None and self._artifact.head == "prototypes":
             cosines = torch.nn.functional.cosine_similarity(raw, self._head["vectors"], dim=-1)
             best = [cosines[self._head["owners"] == label].max() for label in range(len(self._artifact.labels or ()))]
