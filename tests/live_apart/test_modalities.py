@@ -14,14 +14,14 @@ import tritonclient.grpc as grpc
 from support.live import LiveServer, serve, wait_for
 from support.modal import Served, Task, answers_of, write_task
 from support.recipes import Recipe, write_vfm
-from support.small import QV, file_of, make_patchtst, make_vision, make_whisper, picture, series, sound
+from support.small import QV, file_of, make_fracast, make_patchtst, make_vision, make_whisper, picture, series, sound
 from support.tiny import make_fm_repository, make_tiny_bert
 from tritonclient.utils import InferenceServerException
 
 from fmplex_backend.messages import RunBatch
 from fmplex_backend.repository.artifact import Artifact
 from fmplex_backend.repository.config import CONFIG_FILE, write_config
-from fmplex_client import Client, Embedding, FMplexClientError
+from fmplex_client import Client, Embedding, FMplexClientError, Forecast
 from fmplex_tools.tasks import backbone as training
 from fmplex_tools.tasks.artifact_writer import write_golden
 from fmplex_tools.tasks.golden import make_golden
@@ -49,11 +49,16 @@ TASKS: dict[str, dict[str, Task]] = {
         "series_gaps": Task("regression", 1, encoder={"observed": True}),
         "series_vector": EMBEDDING,
     },
+    "fracast": {
+        "next_steps": Task("forecast", pooling="none", head="native", horizon=4, labels=("0.1", "0.5", "0.9")),
+        "next_state": Task(pooling="mean+last+levels", lora={"r": 2, "target_modules": ["pw", "up"]}),
+    },
 }
 ROWS: dict[str, list[Any]] = {
     "vision": [picture(0), picture(1, 60, 90), picture(2)],
     "hearing": [(sound(0, 0.4), 16_000), (sound(1, 0.7), 16_000), (sound(2, 0.4), 16_000)],
     "foresight": [series(0, 2, 20), series(1, 2, 40), series(2, 2, 20)],
+    "fracast": [series(0, 1, 50), series(1, 3, 50), series(2, 1, 70)],
 }
 
 
@@ -78,6 +83,7 @@ class Site:
             "vision": make_vision(folder / "dinov2", "dinov2"),
             "hearing": make_whisper(folder / "whisper"),
             "foresight": make_patchtst(folder / "patchtst"),
+            "fracast": make_fracast(folder / "fracast-0", head=True),
         }
         for fm, backbone in made.items():
             make_fm_repository(self.repository, fm, backbone)
@@ -88,7 +94,7 @@ class Site:
             version = served.put(port, task, served.backbone.model)
             artifact = served.artifacts[port]
             rows = rows_for(fm, task)
-            own = [Sound(*row) if fm == "hearing" else np.asarray(row) if fm != "vision" else row for row in rows]
+            own = [Sound(*row) if fm == "hearing" else row if fm == "vision" else np.asarray(row) for row in rows]
             golden = make_golden(version, artifact, backbone, own)
             assert golden is not None
             write_golden(version, golden)
@@ -99,7 +105,7 @@ class Site:
             target = self.repository / name
             target.mkdir()
             shutil.copytree(version, target / "1")
-            width = len(self.expected[name][0])
+            width = self.expected[name][0].shape[-1]
             write_config(target / CONFIG_FILE, vfm_ensemble(fm, port, artifact, width, 8, {}))
 
 
@@ -122,6 +128,14 @@ def numbers(answer: Any) -> np.ndarray[Any, Any]:
     return np.asarray(answer.logits if hasattr(answer, "logits") else answer.values)
 
 
+def test_forecasts_tell_their_quantiles(live: LiveServer) -> None:
+    with Client(live.grpc, "grpc", timeout=120) as client:
+        answers = client.predict("next_steps", ROWS["fracast"], expect=Forecast)
+    assert [answer.values.shape for answer in answers] == [(1, 4, 3), (3, 4, 3), (1, 4, 3)]
+    assert answers[0].quantiles == (0.1, 0.5, 0.9)
+    np.testing.assert_array_equal(answers[1].median, answers[1].values[..., 1])
+
+
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_every_modality_answers_as_it_must(live: LiveServer, site: Site, protocol: Any) -> None:
     """All at once, from several clients; each also passed its golden rows when it was loaded."""
@@ -141,7 +155,7 @@ def test_the_status_tells_the_modality_and_every_version_was_checked(live: LiveS
     with Client(live.http) as client:
         modalities = {fm: client.status(fm) for fm in ("reading", *TASKS)}
     assert {fm: status["modality"] for fm, status in modalities.items()} == {
-        "reading": "text", "vision": "image", "hearing": "audio", "foresight": "series",
+        "reading": "text", "vision": "image", "hearing": "audio", "foresight": "series", "fracast": "series",
     }  # fmt: skip
     for fm, tasks in TASKS.items():
         records = {vfm["name"]: vfm for vfm in modalities[fm]["vfms"]}

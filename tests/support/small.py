@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, PatchTSTConfig, PatchTSTModel, WhisperConfig, WhisperModel
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from fmplex_backend.backbones.fracast import FracastCore, QuantileHead
 
 QV = ["q_proj", "v_proj"]
 """Layers that adapters touch, in all of them."""
@@ -23,6 +27,19 @@ POSITIONS = 100
 """Of the audio backbone: two seconds."""
 CONTEXT = 32
 """Steps of a series."""
+STEPS, WIDTH, KERNEL, STAGES, PERIODS = 64, 8, 3, 4, 2
+FRACAST = {
+    "model_type": "fracast", "context_length": STEPS, "d_model": WIDTH, "n_stages": STAGES, "dilation_base": 2,
+    "kernel_size": KERNEL, "ffn_mult": 1.5, "scale_cond_dim": 4, "periodic_topk": PERIODS, "periodic_harmonics": 2,
+    "periodic_alpha": 0.05, "periodic_min_period": 2,
+}  # fmt: skip
+HORIZON = 6
+QUANTILES = [0.1, 0.5, 0.9]
+FORECASTING = {
+    "head_kind": "gather", "head_future_conv": True, "horizon": HORIZON, "quantiles": QUANTILES, "head_d_ff": 12,
+    "head_layers": 1, "head_fc_layers": 2, "head_fc_kernel": 3, "head_future_conv_layers": 2,
+    "head_future_conv_seed": 16, "head_phase_bins": 4,
+}  # fmt: skip
 _ENCODER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 VISION: dict[str, tuple[dict[str, Any], Any]] = {
     "dinov2": ({"image_size": 70, "patch_size": 14}, BitImageProcessorPil),
@@ -106,3 +123,17 @@ def series(seed: int, channels: int, steps: int) -> NDArray[np.float32]:
     rng = np.random.default_rng(seed)
     walk = rng.standard_normal((channels, steps)).cumsum(1)
     return (rng.uniform(0.1, 30, (channels, 1)) * walk + rng.uniform(-50, 50, (channels, 1))).astype(np.float32)
+
+
+def make_fracast(folder: Path, *, head: bool = False, **changes: Any) -> Path:
+    folder.mkdir()
+    config = {**FRACAST, **(FORECASTING if head else {})}
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        modules = {"core": FracastCore(config)} | ({"head": QuantileHead(config)} if head else {})
+        for parameter in (parameter for module in modules.values() for parameter in module.parameters()):
+            torch.nn.init.normal_(parameter, std=0.3)
+    weights = {f"{part}.{n}": tensor for part, module in modules.items() for n, tensor in module.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
+    return folder

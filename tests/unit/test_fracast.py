@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,45 +10,26 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from support.modal import Served, Task, headed, with_adapter
-from support.small import series
+from support.small import (
+    HORIZON,
+    KERNEL,
+    PERIODS,
+    STAGES,
+    STEPS,
+    make_fracast,
+    series,
+)
 from support.tiny import make_fm_repository
 
-from fmplex_backend.backbones.fracast import FracastCore, QuantileHead, periods_of
+from fmplex_backend.backbones.fracast import periods_of
 from fmplex_backend.backbones.registry import load_backbone
 from fmplex_backend.errors import InvalidInput, Refused
 from fmplex_backend.repository.golden import read_golden
 from fmplex_tools.tasks.forecasting import create_forecast
 
-STEPS, WIDTH, KERNEL, STAGES, PERIODS = 64, 8, 3, 4, 2
-CONFIG = {
-    "model_type": "fracast", "context_length": STEPS, "d_model": WIDTH, "n_stages": STAGES, "dilation_base": 2,
-    "kernel_size": KERNEL, "ffn_mult": 1.5, "scale_cond_dim": 4, "periodic_topk": PERIODS, "periodic_harmonics": 2,
-    "periodic_alpha": 0.05, "periodic_min_period": 2,
-}  # fmt: skip
-HORIZON = 6
-QUANTILES = [0.1, 0.5, 0.9]
-HEAD = {
-    "head_kind": "gather", "head_future_conv": True, "horizon": HORIZON, "quantiles": QUANTILES, "head_d_ff": 12,
-    "head_layers": 1, "head_fc_layers": 2, "head_fc_kernel": 3, "head_future_conv_layers": 2,
-    "head_future_conv_seed": 16, "head_phase_bins": 4,
-}  # fmt: skip
 Array = NDArray[Any]
-
-
-def make_fracast(folder: Path, *, head: bool = False, **changes: Any) -> Path:
-    folder.mkdir()
-    config = {**CONFIG, **(HEAD if head else {})}
-    (folder / "config.json").write_text(json.dumps({**config, **changes}))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        modules = {"core": FracastCore(config)} | ({"head": QuantileHead(config)} if head else {})
-        for parameter in (parameter for module in modules.values() for parameter in module.parameters()):
-            torch.nn.init.normal_(parameter, std=0.3)
-    weights = {f"{part}.{n}": tensor for part, module in modules.items() for n, tensor in module.state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
-    return folder
 
 
 def strongest_periods(values: Array, known: Array) -> list[int]:
