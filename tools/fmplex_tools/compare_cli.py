@@ -40,6 +40,7 @@ from fmplex_tools.bench.engine.report import as_json
 from fmplex_tools.bench.fair.bench import Figure, Outcome
 from fmplex_tools.bench.perf_binary import perf_analyzer
 from fmplex_tools.console import err, out
+from fmplex_tools.files import write_whole
 from fmplex_tools.packages import progress_columns
 
 QUICK_SECONDS, QUICK_TASKS = 8.0, 8
@@ -163,7 +164,7 @@ def outcome_of(record: Record) -> Outcome:
 
 def _keep(record: Record, noted: dict[str, Any], json_file: Path | None) -> None:
     if json_file is not None:
-        json_file.write_text(as_json(outcome_of(record), noted | {"stopped": "early"}), encoding="utf-8")
+        write_whole(json_file, as_json(outcome_of(record), noted | {"stopped": "early"}))
 
 
 def read(file: Path, noted: dict[str, Any]) -> Record:

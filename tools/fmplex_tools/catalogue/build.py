@@ -28,6 +28,7 @@ from fmplex_backend.repository.layout import model_dirs, physical_fms
 from fmplex_tools.catalogue.entry import Entry
 from fmplex_tools.catalogue.specs import FMS, entries
 from fmplex_tools.fetching import fetch_backbones
+from fmplex_tools.files import write_whole
 from fmplex_tools.packages import progress_columns
 from fmplex_tools.tasks.progress import progress_bars
 
@@ -127,10 +128,7 @@ def _finished(future: Future[Made], repository: Path, console: Console, name: st
     except Exception as error:  # a defect in one task's data or code: the others are made
         return f"{type(error).__name__}: {error}"
     results = {known: asdict(one) for known, one in read_results(repository).items()} | {name: asdict(made)}
-    path = results_file(repository)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=1, sort_keys=True), encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(results_file(repository), json.dumps(results, indent=1, sort_keys=True))
     console.print(
         f"  {name:<24} {made.metric} {made.value:.3f} (frozen {made.frozen:.3f})  "
         f"{made.bytes_on_disk / 1000:,.0f} KB  {made.seconds:.1f} s"

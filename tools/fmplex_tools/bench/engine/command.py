@@ -17,6 +17,7 @@ from fmplex_backend.errors import FMplexError, InvalidInput
 from fmplex_tools.bench.engine.report import as_json, plots, table
 from fmplex_tools.bench.fair.bench import Outcome
 from fmplex_tools.console import DEFAULT_REPOSITORY, err, fail, out
+from fmplex_tools.files import write_whole
 
 Seconds = Annotated[float, typer.Option("--seconds", min=0.2, max=3600, help="Measuring time; see above of what.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of weights and texts.")]
@@ -56,7 +57,7 @@ def carry_out(
         raise typer.Exit(130) from None
     out.print(table(outcome, title(name, noted)))
     if json_file is not None:
-        json_file.write_text(as_json(outcome, noted), encoding="utf-8")
+        write_whole(json_file, as_json(outcome, noted))
     if plots_to is not None:
         for file in plots(name, outcome, plots_to):
             out.print(f"drawn: {file}")

@@ -1,0 +1,13 @@
+"""Files that are there whole or as they were before."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Put ``text`` into ``path`` at once: whoever reads it, or kills this process, finds the old file or the new."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
