@@ -6,6 +6,7 @@ a task reads  a row is
 ``text``      a str
 ``image``     the path of a file or its bytes, a Pillow image, or an array uint8 [height, width, 3]
 ``pixels``    a Pillow image, or an array uint8 [height, width, 3]
+both          ``(image, text)``, for tasks that read an image and a text
 ``audio``     the path of a WAV file, or samples between -1 and 1 with their rate: ``(samples, 16000)``
 ``series``    numbers over time, or [channels, time]; NaN where there is no value, for tasks that read ``observed``
 ============  ====================================================================================================
@@ -39,7 +40,7 @@ def chunks(inputs: Sequence[str], rows: Sequence[Any], text_pairs: Sequence[str]
     if isinstance(rows, (str, bytes)):
         raise InvalidRequest("texts is one string; give a list of them")
     step = max(1, limit)
-    if "text" in inputs:
+    if set(inputs) <= {"text", "text_pair"}:
         whole = {"text": text_tensor(rows, "texts")}
         if text_pairs is not None:
             whole["text_pair"] = text_tensor(text_pairs, "text_pairs")
@@ -91,6 +92,8 @@ def _stacked(rows: Sequence[Tensors]) -> Tensors:
 
 def _maker(inputs: Sequence[str]) -> Callable[[Any, str], Tensors]:
     """What makes the tensors of a row, without the batch dimension."""
+    if "text" in inputs:
+        return _seen_and_read(_maker([name for name in inputs if name != "text"]))
     if "image" in inputs:
         return _image
     if "pixels" in inputs:
@@ -100,6 +103,15 @@ def _maker(inputs: Sequence[str]) -> Callable[[Any, str], Tensors]:
     if "series" in inputs:
         return _observed if "observed" in inputs else _series
     raise InvalidRequest(f"a task that reads {', '.join(inputs) or 'nothing'} is none of FMplex's")
+
+
+def _seen_and_read(image: Callable[[Any, str], Tensors]) -> Callable[[Any, str], Tensors]:
+    def make(row: Any, where: str) -> Tensors:
+        if not isinstance(row, tuple) or len(row) != 2:
+            raise InvalidRequest(f"{where} is of type {type(row).__name__}; it is (image, text)")
+        return {**image(row[0], where), "text": text_tensor([row[1]], f"{where}: text")[0]}
+
+    return make
 
 
 def _image(row: Any, where: str) -> Tensors:

@@ -73,6 +73,19 @@ class SeriesInput:
 
 
 @dataclass(frozen=True)
+class ImageTextInput:
+    """How an image and a text go in."""
+
+    modality: ClassVar[Modality] = "image_text"
+    image: ImageInput
+    text: TextInput
+    text_length: int
+    """Most tokens of a text, special tokens included."""
+    both: bool
+    """Whether the backbone makes nothing of one without the other."""
+
+
+@dataclass(frozen=True)
 class BackboneFacts:
     """Told by the engine when it is ready; plain data."""
 
@@ -91,7 +104,7 @@ class BackboneFacts:
     """Linear layers that adapters may touch: name → (out, in)."""
     biases: dict[str, int]
     """Modules with a bias that adapters may train: name → size."""
-    input: TextInput | ImageInput | AudioInput | SeriesInput
+    input: TextInput | ImageInput | AudioInput | SeriesInput | ImageTextInput
 
     @property
     def modality(self) -> Modality:

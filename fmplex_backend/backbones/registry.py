@@ -12,6 +12,8 @@ PLUGINS: dict[str, str] = {
     "dinov2_with_registers": "vision",
     "vit": "vision",
     "clip_vision_model": "vision",
+    "clip": "clip",
+    "llava": "llava",
     "whisper": "audio",
     "patchtst": "patchtst",
     "fracast": "fracast",

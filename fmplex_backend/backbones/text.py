@@ -7,16 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from fmplex_backend.backbones.base import Backbone, Features
 from fmplex_backend.backbones.facts import BackboneFacts, TextInput
 from fmplex_backend.backbones.folder import DTYPES, ready, refuse_missing, touchable
 from fmplex_backend.backbones.source import fingerprint
-from fmplex_backend.errors import Refused
+from fmplex_backend.backbones.texts import a_text, fast_tokenizer, padded, text_input
 from fmplex_backend.messages import Tokens
 
 
@@ -25,9 +24,7 @@ class TextBackbone(Backbone):
 
     def __init__(self, spec: str, folder: Path, dtype: str, device: str) -> None:
         """Load ``spec``, whose files are in ``folder``. Raises `Refused`."""
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        if not tokenizer.is_fast:
-            raise Refused(f"backbone {spec!r}: its tokenizer has no fast (tokenizer.json) form")
+        tokenizer = fast_tokenizer(folder, spec)
         self.model, info = AutoModel.from_pretrained(
             folder, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True
         )
@@ -40,18 +37,15 @@ class TextBackbone(Backbone):
 
     def collate(self, rows: Sequence[Tokens]) -> dict[str, Tensor]:
         """Right-pad to the longest row; ``attention_mask`` is made from the lengths."""
-        longest = max(len(row["input_ids"]) for row in rows)
-        ids = np.full((len(rows), longest), self._own.pad_token_id, np.int64)
-        mask = np.zeros((len(rows), longest), np.int64)
-        types = np.zeros((len(rows), longest), np.int64) if self._own.token_type_ids else None
-        for i, row in enumerate(rows):
-            n = len(row["input_ids"])
-            ids[i, :n] = row["input_ids"]
-            mask[i, :n] = 1
-            if types is not None and "token_type_ids" in row:
-                types[i, :n] = row["token_type_ids"]
-        arrays = {"input_ids": ids, "attention_mask": mask} | ({} if types is None else {"token_type_ids": types})
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        ids, mask = padded([row["input_ids"] for row in rows], self._own.pad_token_id)
+        found = {"input_ids": ids, "attention_mask": mask}
+        if self._own.token_type_ids:
+            found["token_type_ids"] = types = torch.zeros_like(ids)
+            for place, row in enumerate(rows):
+                if "token_type_ids" in row:
+                    own = torch.from_numpy(row["token_type_ids"])
+                    types[place, : len(own)] = own
+        return found
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Features:
         """Hidden states of the last layer."""
@@ -65,9 +59,8 @@ class TextBackbone(Backbone):
         return sorted({min(length, self.facts.max_length) for length in (8, 32, 128, 512)})
 
     def sample(self, row: int, length: int) -> Tokens:
-        """``row`` in binary."""
-        zero, one = [token for token in range(3) if token != self._own.pad_token_id][:2]
-        return {"input_ids": np.where(row >> np.arange(length).clip(max=62) & 1, one, zero).astype(np.int32)}
+        """See `a_text`."""
+        return {"input_ids": a_text(row, length, self._own.pad_token_id)}
 
 
 load = TextBackbone
@@ -86,9 +79,6 @@ def _keep_trained_pooler(model: Any, missing: Any, spec: str) -> bool:
 
 
 def _facts(spec: str, folder: Path, model: Any, tokenizer: Any) -> BackboneFacts:
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    if pad is None:
-        raise Refused(f"backbone {spec!r}: its tokenizer has neither a pad nor an end-of-sequence token")
     return BackboneFacts(
         spec=spec,
         fingerprint=fingerprint(folder),
@@ -96,11 +86,7 @@ def _facts(spec: str, folder: Path, model: Any, tokenizer: Any) -> BackboneFacts
         prefix=model.base_model_prefix,
         hidden_size=model.config.hidden_size,
         max_length=_max_length(model, tokenizer),
-        input=TextInput(
-            tokenizer=tokenizer.backend_tokenizer.to_str(),
-            pad_token_id=int(pad),
-            token_type_ids=_tells_pairs_apart(model, tokenizer),
-        ),
+        input=text_input(tokenizer, spec, token_type_ids=_tells_pairs_apart(model, tokenizer)),
         **touchable(model),
     )
 

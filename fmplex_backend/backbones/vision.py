@@ -5,25 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModel
 
 from fmplex_backend.backbones.base import Backbone, Features
-from fmplex_backend.backbones.facts import BackboneFacts, ImageInput
-from fmplex_backend.backbones.folder import DTYPES, read_json, ready, refuse_missing, touchable
+from fmplex_backend.backbones.facts import BackboneFacts
+from fmplex_backend.backbones.folder import DTYPES, ready, refuse_missing, touchable
+from fmplex_backend.backbones.images import LARGEST, Colours, a_picture, image_input
 from fmplex_backend.backbones.source import fingerprint
-from fmplex_backend.errors import Refused
 from fmplex_backend.messages import Tokens
-
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's colours: what there is without a ``preprocessor_config.json``."""
-_BICUBIC = 3
-LARGEST = 1024
-"""Height and width of the largest image, where the backbone can be given other sizes than its own."""
 
 
 class VisionBackbone(Backbone):
@@ -42,13 +34,9 @@ class VisionBackbone(Backbone):
         self._dtype = DTYPES[dtype]
         # DINOv2 fits its positions to any size unasked; the others do when told.
         self._asked = {} if self.model.config.model_type.startswith("dinov2") else {"interpolate_pos_encoding": True}
-        colours = _preprocessing(folder, spec)
-        self._scale = colours.get("rescale_factor", 1 / 255) if colours.get("do_rescale", True) else 1.0
-        normal = colours.get("do_normalize", True)
-        mean, std = colours.get("image_mean", _MEAN), colours.get("image_std", _STD)
-        self._mean = torch.tensor(mean if normal else (0.0,) * 3).view(3, 1, 1)
-        self._std = torch.tensor(std if normal else (1.0,) * 3).view(3, 1, 1)
-        own = _input(self.model.config, colours)
+        self._colours = Colours(folder, spec)
+        registers = int(getattr(self.model.config, "num_register_tokens", 0))
+        own = image_input(self.model.config, self._colours.told, 1 + registers)
         model_type = self.model.config.model_type
         self.facts = BackboneFacts(
             spec=spec,
@@ -68,8 +56,7 @@ class VisionBackbone(Backbone):
 
     def collate(self, rows: Sequence[Tokens]) -> dict[str, Tensor]:
         """``pixel_values`` [n, 3, size, size], colours scaled as the backbone wants them."""
-        pixels = torch.from_numpy(np.stack([row["pixels"] for row in rows])).permute(0, 3, 1, 2)
-        return {"pixel_values": (pixels.float() * self._scale - self._mean) / self._std}
+        return {"pixel_values": self._colours.pixel_values([row["pixels"] for row in rows])}
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Features:
         """Hidden states of the last layer."""
@@ -87,48 +74,8 @@ class VisionBackbone(Backbone):
     def sample(self, row: int, length: int) -> Tokens:
         """A square with a pattern of its own."""
         side = math.isqrt(length - self._own.special) * self._own.patch
-        return {"pixels": np.random.default_rng(row).integers(0, 256, (side, side, 3), np.uint8)}
+        return {"pixels": a_picture(row, side)}
 
 
 load = VisionBackbone
 """As `registry` calls it."""
-
-
-def _preprocessing(folder: Path, spec: str) -> dict[str, Any]:
-    if not (folder / "preprocessor_config.json").is_file():
-        return {}
-    return read_json(folder, "preprocessor_config.json", spec)
-
-
-def _input(config: Any, preprocessing: Mapping[str, Any]) -> ImageInput:
-    """Raises `Refused` for preprocessing that is none of a vision transformer's."""
-    cropped, resized = preprocessing.get("crop_size"), preprocessing.get("size", {})
-    crop = bool(preprocessing.get("do_center_crop", False))
-    size = _side(cropped) if crop else _side(resized)
-    # DINOv2's own figure is that of its position table (518), what it is used at is what its preprocessing says.
-    size = size or int(config.image_size)
-    patch = int(config.patch_size)
-    if size % patch:
-        raise Refused(f"images of {size} are no multiple of patches of {patch}")
-    return ImageInput(
-        size=size,
-        patch=patch,
-        special=1 + int(getattr(config, "num_register_tokens", 0)),
-        crop=crop,
-        resize=int(resized.get("shortest_edge", size)) if isinstance(resized, dict) else int(resized),
-        resample=int(preprocessing.get("resample", _BICUBIC)),
-    )
-
-
-def _side(size: Any) -> int:
-    """Of a square, 0 where nothing is said. Raises `Refused` where it is none."""
-    if isinstance(size, (int, float)):
-        return int(size)
-    if not size:
-        return 0
-    if "shortest_edge" in size:
-        return int(size["shortest_edge"])
-    height, width = int(size["height"]), int(size["width"])
-    if height != width:
-        raise Refused(f"images of {height} x {width}: only squares are served")
-    return height

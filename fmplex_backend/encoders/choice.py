@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fmplex_backend.backbones.facts import AudioInput, BackboneFacts, ImageInput, TextInput
+from fmplex_backend.backbones.facts import AudioInput, BackboneFacts, ImageInput, ImageTextInput, TextInput
 from fmplex_backend.encoders.audio import AudioEncoder
 from fmplex_backend.encoders.base import Encoder
 from fmplex_backend.encoders.series import SeriesEncoder
@@ -20,5 +20,9 @@ def make_encoder(facts: BackboneFacts) -> Encoder:
             return ImageEncoder(facts.input)
         case AudioInput():
             return AudioEncoder(facts.input)
+        case ImageTextInput():
+            from fmplex_backend.encoders.image_text import ImageTextEncoder  # Pillow again
+
+            return ImageTextEncoder(facts, facts.input)
         case own:
             return SeriesEncoder(own)

@@ -12,7 +12,14 @@ from torch import Tensor
 from fmplex_backend.adapters.adapter import Adapter, make_adapter
 from fmplex_backend.adapters.bank import Stamp
 from fmplex_backend.backbones.base import Backbone
-from fmplex_backend.heads.projections import Projection, linear, native_forecast, prototypes, transformers_head
+from fmplex_backend.heads.projections import (
+    Projection,
+    Similarity,
+    linear,
+    native_forecast,
+    prototypes,
+    transformers_head,
+)
 from fmplex_backend.repository.artifact import Artifact
 from fmplex_backend.repository.packed import head_width
 
@@ -66,6 +73,8 @@ def prepare(
     parameters = {name: tensor.to(device) for name, tensor in tables["head"].items()}
     if artifact.head == "transformers":
         projection: Projection = transformers_head(artifact, parameters, backbone.facts, backbone.model)
+    elif artifact.head == "similarity":
+        projection = Similarity()
     elif artifact.head == "native":
         projection = native_forecast(artifact, backbone)
     elif artifact.head == "prototypes":

@@ -83,6 +83,15 @@ class _StandIn(nn.Module):
         return self.output
 
 
+class Similarity(Projection):
+    """The cosine of a row's first position to its last."""
+
+    def __call__(self, features: Features, rows: Tensor) -> Tensor:
+        """See `Projection`: [rows, 1]."""
+        first, last = (features.pooled(part)[rows] for part in ("cls", "last"))
+        return nn.functional.cosine_similarity(first, last).unsqueeze(-1)
+
+
 class NativeForecast(Projection):
     """The backbone's own forecasting head, cut to a vFM's horizon and quantiles."""
 

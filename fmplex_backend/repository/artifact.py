@@ -15,11 +15,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fmplex_backend.repository.modalities import EncoderSpec, SeriesSpec, TextSpec
+from fmplex_backend.repository.modalities import EncoderSpec, ImageTextSpec, SeriesSpec, TextSpec
 from fmplex_backend.repository.poolings import Pooling, reading
 
 Kind = Literal["classification", "multi_label", "regression", "embedding", "token_classification", "forecast"]
-HeadType = Literal["linear", "identity", "transformers", "prototypes", "native"]
+HeadType = Literal["linear", "identity", "transformers", "prototypes", "native", "similarity"]
 
 ARTIFACT_FILE = "vfm.json"
 HEAD_FILE = "head.safetensors"
@@ -74,6 +74,7 @@ class Artifact(_Strict):
       ``temperature`` [1]; a label's logit is the temperature times the cosine of the row to the nearest vector of the
       label: few shots, or examples to be looked up, without training.
     - ``native``: the backbone's own forecasting head.
+    - ``similarity``: the cosine of the first position to the last: of an image to a text.
     """
     labels: tuple[str, ...] | None = None
     """Names of the outputs, in order: labels, for regression the targets, for a forecast its quantiles."""
@@ -111,6 +112,10 @@ class Artifact(_Strict):
             self._check_forecast()
         elif self.horizon is not None:
             raise ValueError("'horizon' is for forecasts")
+        if self.head == "similarity" and not (
+            self.kind == "regression" and isinstance(self.encoder, ImageTextSpec) and len(self.encoder.tensors) == 2
+        ):
+            raise ValueError("head 'similarity' is a regression on an image and a text")
         if self.head == "prototypes" and (self.kind != "classification" or self.pooling == "none"):
             raise ValueError("head 'prototypes' classifies rows: kind 'classification', and one vector a row")
         if self.head == "transformers":

@@ -9,6 +9,8 @@ modality    tensors, each with the batch dimension in front         what a posit
 ``series``  ``series`` FP32 [channels, time], ``observed`` BOOL      a patch of one channel
 ==========  ======================================================  =======================================
 
+``image_text`` is an image and a text, or one of them alone, as the vFM says.
+
 A physical FM declares all of them, each optional, since Triton asks for its tensors before there is a backbone; a
 vFM's ensemble declares and feeds those that its own encoder reads.
 """
@@ -19,9 +21,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
-Modality = Literal["text", "image", "audio", "series"]
+Modality = Literal["text", "image", "audio", "series", "image_text"]
 
 
 @dataclass(frozen=True)
@@ -142,11 +144,33 @@ class SeriesSpec(_Spec):
         return ("series", "observed") if self.observed else ("series",)
 
 
-SPECS: Mapping[str, type[TextSpec | ImageSpec | AudioSpec | SeriesSpec]] = {
+class ImageTextSpec(_Spec):
+    """The input side of a vFM on a backbone that takes images and texts; what is None, the vFM does not take."""
+
+    modality: Literal["image_text"] = "image_text"
+    image: ImageSpec | None = ImageSpec()
+    text: TextSpec | None = TextSpec()
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the tensors that it reads."""
+        return (*(self.image.tensors if self.image else ()), *(self.text.tensors if self.text else ()))
+
+    @model_validator(mode="after")
+    def _something(self) -> ImageTextSpec:
+        if self.image is None and self.text is None:
+            raise ValueError("it takes an image, a text, or both")
+        if self.text is not None and self.text.pair:
+            raise ValueError("a text beside an image is one, no pair")
+        return self
+
+
+SPECS: Mapping[str, type[TextSpec | ImageSpec | AudioSpec | SeriesSpec | ImageTextSpec]] = {
     "text": TextSpec,
     "image": ImageSpec,
     "audio": AudioSpec,
     "series": SeriesSpec,
+    "image_text": ImageTextSpec,
 }
 
 
@@ -161,11 +185,12 @@ EncoderSpec = Annotated[
     Annotated[TextSpec, Tag("text")]
     | Annotated[ImageSpec, Tag("image")]
     | Annotated[AudioSpec, Tag("audio")]
-    | Annotated[SeriesSpec, Tag("series")],
+    | Annotated[SeriesSpec, Tag("series")]
+    | Annotated[ImageTextSpec, Tag("image_text")],
     Discriminator(
         _modality,
         custom_error_type="modality",
-        custom_error_message="its 'modality' must be one of text, image, audio, series",
+        custom_error_message="its 'modality' must be one of text, image, audio, series, image_text",
     ),
 ]
 """``encoder`` of ``vfm.json``."""

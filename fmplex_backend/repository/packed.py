@@ -30,11 +30,18 @@ from pydantic import ValidationError
 from safetensors.numpy import save_file
 
 from fmplex_backend.arrays import Array
-from fmplex_backend.backbones.facts import AudioInput, BackboneFacts, ImageInput, SeriesInput
+from fmplex_backend.backbones.facts import AudioInput, BackboneFacts, ImageInput, ImageTextInput, SeriesInput
 from fmplex_backend.errors import Refused
 from fmplex_backend.repository.artifact import ADAPTER_DIR, ARTIFACT_FILE, HEAD_FILE, Artifact
 from fmplex_backend.repository.config import explain
-from fmplex_backend.repository.modalities import AudioSpec, EncoderSpec, ImageSpec, SeriesSpec, TextSpec
+from fmplex_backend.repository.modalities import (
+    AudioSpec,
+    EncoderSpec,
+    ImageSpec,
+    ImageTextSpec,
+    SeriesSpec,
+    TextSpec,
+)
 from fmplex_backend.repository.peft_checkpoint import AdapterWeights, read_checkpoint
 from fmplex_backend.repository.poolings import width_of
 from fmplex_backend.repository.safe_files import read_json, read_tensors
@@ -79,6 +86,8 @@ def read_version(version_dir: Path, root: Path, facts: BackboneFacts, max_rank: 
         raise Refused(f"adapter/ brings a head of its own ({min(adapter.head)!r}), so 'head' must be 'transformers'")
     if artifact.head == "identity":
         return VersionContent(artifact, adapter, {}, head_width(artifact, facts))
+    if artifact.head == "similarity":
+        return VersionContent(artifact, adapter, {}, 1)
     if artifact.head == "native":
         return VersionContent(artifact, adapter, {}, _check_native(artifact, facts))
     head = read_tensors(version_dir / HEAD_FILE, root)
@@ -98,21 +107,37 @@ def check_encoder(encoder: EncoderSpec, facts: BackboneFacts) -> None:
     own = facts.input
     if encoder.modality != own.modality:
         raise Refused(f"its encoder reads {encoder.modality}; backbone {facts.spec!r} takes {own.modality}")
-    if isinstance(encoder, ImageSpec) and isinstance(own, ImageInput) and encoder.size is not None:
-        if encoder.size % own.patch:
-            raise Refused(f"encoder.size {encoder.size} is no multiple of the backbone's patches of {own.patch}")
-        if (positions := own.positions(encoder.size)) > facts.max_length:
-            raise Refused(
-                f"encoder.size {encoder.size} makes {positions} positions, the backbone takes {facts.max_length}"
-            )
+    if isinstance(encoder, ImageSpec) and isinstance(own, ImageInput):
+        _check_image(encoder, own, facts.max_length)
     elif isinstance(encoder, AudioSpec) and isinstance(own, AudioInput):
         if encoder.seconds is not None and encoder.seconds > own.seconds:
             raise Refused(f"encoder.seconds {encoder.seconds:g} exceeds the backbone's window of {own.seconds:g} s")
     elif isinstance(encoder, SeriesSpec) and isinstance(own, SeriesInput):
         if encoder.max_length is not None and encoder.max_length > own.context:
             raise Refused(f"encoder.max_length {encoder.max_length} exceeds the backbone's {own.context} steps")
-    elif isinstance(encoder, TextSpec) and encoder.max_length is not None and encoder.max_length > facts.max_length:
-        raise Refused(f"encoder.max_length {encoder.max_length} exceeds the backbone's {facts.max_length} tokens")
+    elif isinstance(encoder, ImageTextSpec) and isinstance(own, ImageTextInput):
+        if own.both and (encoder.image is None or encoder.text is None):
+            raise Refused(f"backbone {facts.spec!r} takes an image and a text together")
+        if encoder.image is not None:
+            _check_image(encoder.image, own.image, facts.max_length)
+        if encoder.text is not None:
+            _check_text(encoder.text, own.text_length)
+    elif isinstance(encoder, TextSpec):
+        _check_text(encoder, facts.max_length)
+
+
+def _check_image(encoder: ImageSpec, own: ImageInput, most: int) -> None:
+    if encoder.size is None:
+        return
+    if encoder.size % own.patch:
+        raise Refused(f"encoder.size {encoder.size} is no multiple of the backbone's patches of {own.patch}")
+    if (positions := own.positions(encoder.size)) > most:
+        raise Refused(f"encoder.size {encoder.size} makes {positions} positions, the backbone takes {most}")
+
+
+def _check_text(encoder: TextSpec, most: int) -> None:
+    if encoder.max_length is not None and encoder.max_length > most:
+        raise Refused(f"encoder.max_length {encoder.max_length} exceeds the backbone's {most} tokens")
 
 
 def _with_prompt(artifact: Artifact, adapter: AdapterWeights, facts: BackboneFacts) -> Artifact:

@@ -252,6 +252,42 @@ def forecast(
     out.print(result_table(result))
 
 
+@app.command("zero-shot")
+def zero_shot(
+    name: Name,
+    labels: Annotated[str, typer.Option("--labels", help="Comma-separated.")],
+    fm: Fm = "clip",
+    repository: Repository = DEFAULT_REPOSITORY,
+    template: Annotated[
+        list[str] | None, typer.Option(help="Text with {} for the label; may be given several times.")
+    ] = None,
+    weight: Weight = None,
+    sign_with: SignWith = None,
+) -> None:
+    """Put a vFM that tells which of some labels an image is into the repository; nothing is trained.
+
+    The physical FM's backbone compares images to texts (CLIP).
+
+    Examples:
+
+      fmplex task zero-shot animal --labels cat,dog,horse
+
+      fmplex task zero-shot scene --labels beach,city --template "a photo of a {}" --template "a drawing of a {}"
+    """
+    from fmplex_tools.tasks.zero_shot import TEMPLATE, create_zero_shot
+
+    result = create_zero_shot(
+        repository,
+        name,
+        _names(labels),
+        fm=fm,
+        templates=template or [TEMPLATE],
+        parameters={} if weight is None else {"weight": f"{weight:g}"},
+        sign_with=_key(sign_with),
+    )
+    out.print(result_table(result))
+
+
 @app.command("train")
 def train(
     name: Name,

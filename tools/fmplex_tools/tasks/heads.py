@@ -26,7 +26,7 @@ PROJECTION_STEPS = 300
 PROJECTION_ROWS = 256
 TEMPERATURE = 0.1
 TEMPERATURE_OF_COSINES = 20.0
-"""By which cosines become logits: .05 more of a cosine is e times the odds."""
+""".05 more of a cosine is e times the odds."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,20 @@ class PrototypeHead:
     """[n, hidden], of unit length."""
     owners: NDArray[np.int64]
     """[n]: the label of each."""
+    temperature: float = TEMPERATURE_OF_COSINES
+    """By which cosines become logits."""
 
     def apply(self, features: Array) -> Array:
         """[n, hidden] to [n, labels]."""
         cosines = _unit(features) @ self.vectors.T
         labels = range(int(self.owners.max()) + 1)
         nearest: Array = np.stack([cosines[:, self.owners == label].max(1) for label in labels], 1)
-        return nearest * np.float32(TEMPERATURE_OF_COSINES)
+        return nearest * np.float32(self.temperature)
 
     @property
     def tensors(self) -> dict[str, Array]:
         """As head.safetensors holds them."""
-        temperature = np.array([TEMPERATURE_OF_COSINES], np.float32)
+        temperature = np.array([self.temperature], np.float32)
         return {"vectors": self.vectors, "owners": self.owners.astype(np.float32), "temperature": temperature}
 
 

@@ -15,7 +15,13 @@ from fmplex_tools.tasks.split import TEST_FRACTION
 AdapterType = Literal["none", "lora"]
 HeadChoice = Literal["linear", "prototypes", "nearest"]
 DEFAULT_MAX_LENGTH = 128
-POOLINGS = {"text": "mean", "image": "cls+mean", "audio": "mean+std", "series": "mean+std+levels"}
+POOLINGS = {
+    "text": "mean",
+    "image": "cls+mean",
+    "audio": "mean+std",
+    "series": "mean+std+levels",
+    "image_text": "cls+last",
+}
 """By modality, what a head reads unless told."""
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmplex_backend.errors import InvalidInput
-from fmplex_backend.repository.modalities import EncoderSpec, ImageSpec, SeriesSpec, TextSpec
+from fmplex_backend.repository.modalities import EncoderSpec, ImageSpec, ImageTextSpec, SeriesSpec, TextSpec
 from fmplex_client import InvalidRequest
 from fmplex_client.rows import read_wav
 
@@ -28,7 +28,8 @@ class Sound:
 
 
 Row = Any
-"""A text, str; an image file, bytes; a `Sound`; a series, [channels, time], NaN where it has no value."""
+"""A text, str; an image's file, bytes; a `Sound`; a series, [channels, time], NaN where it has no value; a file and a
+text."""
 
 
 def tensors_of(row: Any, pair: str | None, spec: EncoderSpec) -> dict[str, NDArray[Any]]:
@@ -36,6 +37,10 @@ def tensors_of(row: Any, pair: str | None, spec: EncoderSpec) -> dict[str, NDArr
     if isinstance(spec, TextSpec):
         texts = {"text": row} | ({} if pair is None else {"text_pair": pair})
         return {name: np.array([[text.encode()]], object) for name, text in texts.items()}
+    if isinstance(spec, ImageTextSpec):
+        parts = row if spec.image and spec.text else (row,)
+        specs = [part for part in (spec.image, spec.text) if part]
+        return {k: v for own, part in zip(parts, specs, strict=True) for k, v in tensors_of(own, None, part).items()}
     if isinstance(spec, ImageSpec):
         if spec.pixels:
             return {"pixels": np.asarray(row, np.uint8)[None]}
@@ -51,6 +56,8 @@ def row_key(row: Any, pair: str | None = None) -> Hashable:
     if isinstance(row, str):
         words = " ".join(row.casefold().split())
         return words if pair is None else (words, " ".join(pair.casefold().split()))
+    if isinstance(row, tuple):
+        return tuple(row_key(part) for part in row)
     data = row if isinstance(row, bytes) else np.asarray(row.samples if isinstance(row, Sound) else row).tobytes()
     return blake2b(data, digest_size=16).digest()
 
