@@ -129,7 +129,11 @@ def test_whisper(tmp_path: Path) -> None:
         config.num_mel_bins, config.encoder_ffn_dim = 80, 128
         encoder = WhisperModel(config).encoder.eval().half().float()
     write_ctranslate2(tmp_path / "model.bin", {**as_ctranslate2(encoder), "odd": np.zeros(3, np.int8)})
-    converters.whisper(tmp_path / "model.bin", tmp_path / "made", width=32, layers=2, heads=4)
+    data = (tmp_path / "model.bin").read_bytes()
+    halves = [tmp_path / "one", tmp_path / "two"]
+    for path, part in zip(halves, (data[:999], data[999:]), strict=True):
+        path.write_bytes(part)
+    converters.whisper(halves, tmp_path / "made", width=32, layers=2, heads=4)
     backbone = load_backbone(str(tmp_path / "made"), "fp32", "cpu")
     for name, tensor in encoder.state_dict().items():
         torch.testing.assert_close(backbone.model.state_dict()[name], tensor)
@@ -140,7 +144,7 @@ def test_files_that_are_cut(tmp_path: Path, size: int) -> None:
     write_ctranslate2(tmp_path / "model.bin", {"a": np.ones((40, 40), np.float32)})
     (tmp_path / "cut.bin").write_bytes((tmp_path / "model.bin").read_bytes()[:size])
     with pytest.raises(Refused, match=r"cut\.bin: no model of CTranslate2"):
-        read_ctranslate2(tmp_path / "cut.bin")
+        read_ctranslate2([tmp_path / "cut.bin"])
     (tmp_path / "cut.onnx").write_bytes(b"\x08\x07 not a model at all"[: size or 1])
     with pytest.raises(Refused, match=r"cut\.onnx"):
         read_onnx(tmp_path / "cut.onnx", ("",))

@@ -41,7 +41,7 @@ def test_what_is_listed() -> None:
         assert entry.sources
     quick = specs.chosen(quick=True)
     assert 18 <= len(quick) <= 26
-    assert {entry.fm for entry in quick} == set(specs.FMS)
+    assert {specs.MODALITIES[entry.fm] for entry in quick} == {"text", "image", "audio", "series"}
 
 
 def test_patterns() -> None:

@@ -70,12 +70,12 @@ def dinov2(onnx: Path, target: Path) -> None:
     processor.save_pretrained(target)
 
 
-def whisper(model_bin: Path, target: Path, *, width: int, layers: int, heads: int) -> None:
-    """A Whisper's encoder; its decoder, which nothing here reads, is left out."""
+def whisper(parts: list[Path], target: Path, *, width: int, layers: int, heads: int) -> None:
+    """A Whisper's encoder, of a ``model.bin`` in ``parts``; its decoder, which nothing here reads, is left out."""
     from safetensors.numpy import save_file
     from transformers import WhisperConfig
 
-    given = read_ctranslate2(model_bin)
+    given = read_ctranslate2(parts)
     found = _whisper_encoder(given, layers)
     config = WhisperConfig(
         d_model=width,
@@ -128,6 +128,21 @@ def fracast(folder: Path, target: Path) -> None:
     config = {"model_type": "fracast", "context_length": given["W"], **given}
     (target / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     shutil.copy(folder / "model.safetensors", target / "model.safetensors")
+
+
+def gguf(parts: list[Path], target: Path) -> None:
+    """A language model and its tokenizer, of a GGUF file in ``parts``, its few bits made numbers again."""
+    import tempfile
+
+    from transformers import AutoModel, AutoTokenizer
+
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        whole = Path(scratch) / "model.gguf"
+        with whole.open("wb") as out:
+            for part in parts:
+                out.write(part.read_bytes())
+        AutoModel.from_pretrained(scratch, gguf_file=whole.name).float().save_pretrained(target)
+        AutoTokenizer.from_pretrained(scratch, gguf_file=whole.name).save_pretrained(target)
 
 
 def joined_zip(parts: list[Path], inside: str, target: Path) -> None:

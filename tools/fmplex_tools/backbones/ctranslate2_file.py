@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +36,12 @@ class _Reader:
         return found
 
 
-def read_ctranslate2(path: Path) -> dict[str, Array]:
-    """fp32 arrays by name; those of other types than floating point are left out. Raises `Refused`."""
+def read_ctranslate2(parts: Sequence[Path]) -> dict[str, Array]:
+    """fp32 arrays by name, of a file in ``parts``; those of other types are left out. Raises `Refused`."""
     try:
-        return _read(_Reader(path.read_bytes()))
+        return _read(_Reader(b"".join(part.read_bytes() for part in parts)))
     except (OSError, struct.error, ValueError, KeyError) as error:
-        raise Refused(f"{path.name}: no model of CTranslate2: {error}") from None
+        raise Refused(f"{parts[0].name}: no model of CTranslate2: {error}") from None
 
 
 def _read(reader: _Reader) -> dict[str, Array]:

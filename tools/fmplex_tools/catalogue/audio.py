@@ -20,7 +20,7 @@ from fmplex_tools.tasks.data import Examples
 from fmplex_tools.tasks.options import TaskOptions
 from fmplex_tools.tasks.rows import Sound
 
-FM = "whisper"
+FM, BASE = "whisper", "whisper_base"
 RATE = 16_000
 SECONDS = 4.0
 MOST_ROWS, LEAST_PER_LABEL = 1200, 20
@@ -95,4 +95,5 @@ def entries() -> Iterable[Entry]:
          voices),
         ("letter_or_syllable", "recording → letter or syllable", partial(letters, "kind"), (LETTERS,), 0.80, True, ""),
     ):  # fmt: skip
-        yield Entry(name, what, FM, sources, load, options, Probe("accuracy", probe), quick, note)
+        fm = BASE if name == "prompt_type" else FM
+        yield Entry(name, what, fm, sources, load, options, Probe("accuracy", probe), quick, note)

