@@ -42,10 +42,10 @@ def test_make_targets_exist(command: str) -> None:
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.parametrize(
-    "command", [c for c in COMMANDS if c.startswith("fmplex infer ") and c.split()[2] not in CATALOGUE]
-)
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("fmplex infer ")])
 def test_infer(command: str, server: LiveServer) -> None:
+    if command.split()[2] in CATALOGUE:
+        pytest.skip("the catalogue is not served here")
     run = fmplex(*shlex.split(command)[1:], "--url", server.http)
     assert run.returncode == 0, run.stderr
 
