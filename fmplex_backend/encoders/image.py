@@ -22,6 +22,8 @@ from fmplex_backend.encoders.base import EncodedRow, Encoder, check_tensors
 from fmplex_backend.errors import InvalidInput
 from fmplex_backend.repository.modalities import EncoderSpec, ImageSpec
 
+MOST_UNEVEN = 200
+"""A longer side is scaled to as many times the size that the backbone sees."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 Image.MAX_IMAGE_PIXELS = None  # `ImageSpec.max_pixels` is looked at before anything is decoded
 
@@ -93,8 +95,8 @@ def _check_size(width: int, height: int, spec: ImageSpec, where: str) -> None:
             f"{where} is {width} x {height}, {width * height} pixels; the limit is {spec.max_pixels} "
             "(encoder.max_pixels)"
         )
-    if max(width, height) > 200 * min(width, height):
-        raise InvalidInput(f"{where} is {width} x {height}; no side may be more than 200 times the other")
+    if max(width, height) > MOST_UNEVEN * min(width, height):
+        raise InvalidInput(f"{where} is {width} x {height}; no side may be more than {MOST_UNEVEN} times the other")
 
 
 def _on_white(image: Any) -> Any:

@@ -11,13 +11,16 @@ import pytest
 from pydantic import BaseModel
 
 from fmplex_backend import errors
+from fmplex_backend.encoders.audio import LOUDEST
+from fmplex_backend.encoders.image import MOST_UNEVEN
+from fmplex_backend.encoders.series import MOST_CHANNELS
 from fmplex_backend.host.counts import FM_SERIES, VFM_SERIES
 from fmplex_backend.host.lane import HANG_FACTOR
 from fmplex_backend.host.log import MOST_LINES, QUIET_SECONDS
 from fmplex_backend.host.suspects import GUILTY, SUSPECT
 from fmplex_backend.repository import golden
 from fmplex_backend.repository.config import FMSettings, Policy
-from fmplex_backend.repository.modalities import TextSpec
+from fmplex_backend.repository.modalities import ImageSpec, TextSpec
 from fmplex_backend.repository.safe_files import MAX_JSON_BYTES, MAX_TENSOR_BYTES
 from fmplex_backend.transport import BLOCKS_LIMIT
 from fmplex_client.aio_transport import CONNECTIONS
@@ -76,6 +79,11 @@ def test_every_parameter_is_documented_with_its_default(heading: str, model: typ
 SETTINGS = FMSettings(backbone="x")
 BOUNDS: dict[str, tuple[Any, ...]] = {
     "bytes of a text in UTF-8": (TextSpec().max_bytes, 1 << 20),
+    "bytes of an image's file": (ImageSpec().max_bytes, 1 << 28),
+    "pixels of an image": (ImageSpec().max_pixels, 1 << 28),
+    "an image's longer side": (MOST_UNEVEN,),
+    "loudness of a sample": (LOUDEST,),
+    "channels of a series": (MOST_CHANNELS,),
     "rows of a vFM that wait": (Policy().max_queue_size,),
     "rows of all vFMs that wait": (SETTINGS.max_waiting_rows,),
     "rows in one": (SETTINGS.max_batch_rows,),
