@@ -275,7 +275,7 @@ def test_checkpoints_that_cannot_be_served_are_refused(repository: Path, backbon
     checkpoint = _checkpoint(backbone, tmp_path / "seq", TaskType.SEQ_CLS)
     with pytest.raises(InvalidInput, match="pass --labels"):
         import_task(repository, "x", checkpoint, fm="toy", backbone=backbone)
-    with pytest.raises(Refused, match=r"would refuse this checkpoint: .*shape"):
+    with pytest.raises(Refused, match=r"would refuse this version: .*shape"):
         import_task(repository, "x", checkpoint, ImportOptions(labels=("a", "b")), fm="toy", backbone=backbone)
     with pytest.raises(InvalidInput, match="are for embeddings"):
         import_task(repository, "x", checkpoint, ImportOptions(normalize=True), fm="toy", backbone=backbone)

@@ -31,8 +31,9 @@ from fmplex_tools.tasks.manage import (
 from fmplex_tools.tasks.options import LoraOptions, TaskOptions
 
 if TYPE_CHECKING:
-    from fmplex_tools.tasks.api import TaskResult, create_task, train_task
+    from fmplex_tools.tasks.api import create_task, train_task
     from fmplex_tools.tasks.importing import import_task
+    from fmplex_tools.tasks.making import TaskResult
     from fmplex_tools.tasks.signing import load_key, make_key, sign_task, verify_task
 
 __all__ = [
@@ -61,7 +62,8 @@ __all__ = [
 ]
 
 _LATE = {
-    **dict.fromkeys(("TaskResult", "create_task", "train_task"), "api"),
+    "TaskResult": "making",
+    **dict.fromkeys(("create_task", "train_task"), "api"),
     "import_task": "importing",
     **dict.fromkeys(("load_key", "make_key", "sign_task", "verify_task"), "signing"),
 }

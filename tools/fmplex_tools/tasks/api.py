@@ -15,19 +15,17 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-from fmplex_backend.errors import FMplexError, InvalidInput, Refused
+from fmplex_backend.errors import InvalidInput
 from fmplex_backend.repository.artifact import Artifact, HeadType, Quality
-from fmplex_backend.repository.config import Policy, read_config
-from fmplex_backend.repository.packed import read_version
 from fmplex_backend.repository.poolings import Pooling
 from fmplex_tools.tasks import publish
-from fmplex_tools.tasks.artifact_writer import now, write_golden, write_version
+from fmplex_tools.tasks.artifact_writer import now, write_version
 from fmplex_tools.tasks.backbone import Backbone, Encoded, check_fits, load_backbone, read_settings
 from fmplex_tools.tasks.data import Examples
 from fmplex_tools.tasks.evaluate import Score, mean_absolute_error, score
-from fmplex_tools.tasks.golden import make_golden
 from fmplex_tools.tasks.heads import Head, PrototypeHead, fit_head, fit_prototypes
 from fmplex_tools.tasks.kinds import Targets, encode
+from fmplex_tools.tasks.making import TaskResult, bytes_of, check_new, publish_new, write_checked
 from fmplex_tools.tasks.options import TaskOptions
 from fmplex_tools.tasks.prepare import Prepared, prepare_data
 from fmplex_tools.tasks.progress import Reporter
@@ -35,28 +33,8 @@ from fmplex_tools.tasks.signing import sign_version
 from fmplex_tools.tasks.training import token_tags, train_lora
 
 DEFAULT_DIMENSIONS = 128
-MAX_BATCH_SIZE = 64
 
 Array = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """What was made, and how good it is."""
-
-    name: str
-    version: int
-    port: int | None
-    """None for a new version: it keeps the vFM's port."""
-    artifact: Artifact
-    probe: Score | None
-    """What the frozen backbone reaches with a head alone (an embedding: by itself)."""
-    mean_absolute_error: float | None
-    """Regression only, in the target's unit."""
-    duplicates: int
-    """Rows left out because their text came before, or is held out."""
-    bytes_on_disk: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -96,31 +74,27 @@ def create_task(
     """
     started = time.monotonic()
     options = options or TaskOptions()
-    publish.check_name(name)
-    publish.check_free(repository, name)
     parameters = dict(parameters or {})
-    Policy.parse(parameters, f"vFM {name!r}")
+    check_new(repository, name, parameters)
     settings = read_settings(repository, fm)
     prepared = prepare_data(examples, options)
     backbone = backbone or load_backbone(repository, fm)
     check_fits(backbone, options.encoder)
     artifact, learned = _learn(backbone, prepared, options, reporter or Reporter())
-    with publish.staged(repository) as scratch:
-        width = _write_checked(scratch, artifact, learned, prepared, backbone, settings.max_adapter_rank)
-        if sign_with is not None:
-            sign_version(scratch / "version", name, sign_with)
-        size = bytes_of(scratch / "version")
-        port = publish.publish_vfm(
-            repository,
-            name,
-            fm,
-            settings.ports,
-            scratch / "version",
-            artifact,
-            width,
-            max_batch_size=model_batch_size(repository, fm),
-            parameters=parameters,
-        )
+    shown = prepared.test if len(prepared.test) else prepared.train
+    port, size = publish_new(
+        repository,
+        name,
+        fm,
+        artifact,
+        lambda version: write_version(version, artifact, learned.head, learned.adapter),
+        backbone=backbone,
+        settings=settings,
+        parameters=parameters,
+        rows=shown.rows,
+        pairs=shown.pairs,
+        sign_with=sign_with,
+    )
     return _result(name, 1, port, artifact, learned, prepared, size, started)
 
 
@@ -151,8 +125,17 @@ def train_task(
     backbone = backbone or load_backbone(repository, info.fm)
     check_fits(backbone, options.encoder)
     artifact, learned = _learn(backbone, prepared, options, reporter or Reporter())
+    shown = prepared.test if len(prepared.test) else prepared.train
     with publish.staged(repository) as scratch:
-        width = _write_checked(scratch, artifact, learned, prepared, backbone, settings.max_adapter_rank)
+        width = write_checked(
+            scratch / "version",
+            lambda version: write_version(version, artifact, learned.head, learned.adapter),
+            artifact,
+            backbone,
+            settings.max_adapter_rank,
+            shown.rows,
+            shown.pairs,
+        )
         if info.width is not None and width != info.width:
             raise InvalidInput(
                 f"vFM {name!r} has {info.width} outputs, the new version {width}; pass --dimensions {info.width}"
@@ -286,28 +269,6 @@ def _error(head: Head, held: Array, targets: Targets) -> float | None:
     return mean_absolute_error(targets.values, head.apply(held))
 
 
-def _write_checked(
-    scratch: Path, artifact: Artifact, learned: _Learned, prepared: Prepared, backbone: Backbone, max_rank: int
-) -> int:
-    """Write the version and read it back as the server would; the width of its outputs."""
-    version = scratch / "version"
-    write_version(version, artifact, learned.head, learned.adapter)
-    width = check_version(version, backbone, max_rank)
-    examples = prepared.test if len(prepared.test) else prepared.train
-    golden = make_golden(version, artifact, backbone, examples.rows, examples.pairs)
-    if golden is not None:
-        write_golden(version, golden)
-    return width
-
-
-def check_version(version: Path, backbone: Backbone, max_rank: int) -> int:
-    """The width of a written version's outputs. Raises `Refused` with the server's own words if it would not serve."""
-    try:
-        return read_version(version, version, backbone.facts, max_rank).width
-    except FMplexError as error:
-        raise Refused(f"the server would refuse this version: {error}") from error
-
-
 def _check_same_interface(name: str, old: Artifact, new: Prepared, options: TaskOptions) -> None:
     remedy = f"make a new vFM with `fmplex task create`, or remove {name!r} first"
     if new.kind != old.kind:
@@ -320,17 +281,6 @@ def _check_same_interface(name: str, old: Artifact, new: Prepared, options: Task
         )
     if options.encoder.tensors != old.encoder.tensors:
         raise InvalidInput(f"vFM {name!r} takes {' and '.join(old.encoder.tensors)}; {remedy}")
-
-
-def model_batch_size(repository: Path, fm: str) -> int:
-    """Most rows of one request: the physical FM's own limit, at most `MAX_BATCH_SIZE`."""
-    limit = int(read_config(repository / fm / "config.pbtxt").max_batch_size)
-    return min(MAX_BATCH_SIZE, limit) if limit else MAX_BATCH_SIZE
-
-
-def bytes_of(folder: Path) -> int:
-    """Of all files in ``folder``."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _result(

@@ -13,14 +13,10 @@ from numpy.typing import NDArray
 from fmplex_backend.backbones.facts import SeriesInput
 from fmplex_backend.errors import InvalidInput
 from fmplex_backend.repository.artifact import Artifact
-from fmplex_backend.repository.config import Policy
 from fmplex_backend.repository.modalities import SeriesSpec
-from fmplex_tools.tasks import publish
-from fmplex_tools.tasks.api import TaskResult, bytes_of, check_version, model_batch_size
-from fmplex_tools.tasks.artifact_writer import now, write_golden, write_version
+from fmplex_tools.tasks.artifact_writer import now, write_version
 from fmplex_tools.tasks.backbone import Backbone, load_backbone, read_settings
-from fmplex_tools.tasks.golden import make_golden
-from fmplex_tools.tasks.signing import sign_version
+from fmplex_tools.tasks.making import TaskResult, check_new, publish_new
 
 GOLDEN_STEPS = 96
 
@@ -43,10 +39,8 @@ def create_forecast(
     the backbone forecasts none such.
     """
     started = time.monotonic()
-    publish.check_name(name)
-    publish.check_free(repository, name)
-    given = dict(parameters or {})
-    Policy.parse(given, f"vFM {name!r}")
+    parameters = dict(parameters or {})
+    check_new(repository, name, parameters)
     settings = read_settings(repository, fm)
     backbone = backbone or load_backbone(repository, fm)
     own = backbone.facts.input
@@ -63,20 +57,18 @@ def create_forecast(
         encoder=encoder,
         created=now(),
     )
-    with publish.staged(repository) as scratch:
-        version = scratch / "version"
-        write_version(version, artifact, None)
-        width = check_version(version, backbone, settings.max_adapter_rank)
-        golden = make_golden(version, artifact, backbone, [_a_series(encoder)])
-        if golden is not None:
-            write_golden(version, golden)
-        if sign_with is not None:
-            sign_version(version, name, sign_with)
-        size = bytes_of(version)
-        limit = model_batch_size(repository, fm)
-        port = publish.publish_vfm(
-            repository, name, fm, settings.ports, version, artifact, width, max_batch_size=limit, parameters=given
-        )
+    port, size = publish_new(
+        repository,
+        name,
+        fm,
+        artifact,
+        lambda version: write_version(version, artifact, None),
+        backbone=backbone,
+        settings=settings,
+        parameters=parameters,
+        rows=[_a_series(encoder)],
+        sign_with=sign_with,
+    )
     return TaskResult(name, 1, port, artifact, None, None, 0, size, time.monotonic() - started)
 
 

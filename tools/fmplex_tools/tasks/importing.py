@@ -24,20 +24,14 @@ from typing import Any, Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fmplex_backend.errors import FMplexError, InvalidInput, NotFound, Refused
-from fmplex_backend.heads.projections import transformers_head
+from fmplex_backend.errors import InvalidInput, NotFound, Refused
 from fmplex_backend.repository.artifact import ADAPTER_DIR, Artifact, Kind
-from fmplex_backend.repository.config import Policy
 from fmplex_backend.repository.modalities import SPECS, EncoderSpec
-from fmplex_backend.repository.packed import read_version
 from fmplex_backend.repository.peft_checkpoint import CONFIG, WEIGHTS
 from fmplex_backend.repository.poolings import Pooling
-from fmplex_tools.tasks import publish
-from fmplex_tools.tasks.api import TaskResult, model_batch_size
-from fmplex_tools.tasks.artifact_writer import now, write_artifact, write_golden
+from fmplex_tools.tasks.artifact_writer import now, write_artifact
 from fmplex_tools.tasks.backbone import Backbone, check_fits, load_backbone, read_settings
-from fmplex_tools.tasks.golden import make_golden
-from fmplex_tools.tasks.signing import sign_version
+from fmplex_tools.tasks.making import TaskResult, check_new, publish_new
 
 TaskType = Literal["SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION"]
 TASK_TYPES: tuple[TaskType, ...] = ("SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION")
@@ -84,10 +78,8 @@ def import_task(
     """
     started = time.monotonic()
     options = options or ImportOptions()
-    publish.check_name(name)
-    publish.check_free(repository, name)
     parameters = dict(parameters or {})
-    Policy.parse(parameters, f"vFM {name!r}")
+    check_new(repository, name, parameters)
     settings = read_settings(repository, fm)
     task_type = read_task_type(checkpoint)
     backbone = backbone or load_backbone(repository, fm)
@@ -95,27 +87,22 @@ def import_task(
     check_fits(backbone, encoder)
     options = replace(options, encoder=encoder)
     artifact = _artifact(checkpoint, task_type, options, backbone)
-    with publish.staged(repository) as scratch:
-        version = scratch / "version"
+
+    def write(version: Path) -> None:
         _copy(checkpoint, version / ADAPTER_DIR)
         write_artifact(version, artifact)
-        width = _check(version, backbone, settings.max_adapter_rank)
-        if (golden := make_golden(version, artifact, backbone)) is not None:
-            write_golden(version, golden)
-        if sign_with is not None:
-            sign_version(version, name, sign_with)
-        size = sum(path.stat().st_size for path in version.rglob("*") if path.is_file())
-        port = publish.publish_vfm(
-            repository,
-            name,
-            fm,
-            settings.ports,
-            version,
-            artifact,
-            width,
-            max_batch_size=model_batch_size(repository, fm),
-            parameters=parameters,
-        )
+
+    port, size = publish_new(
+        repository,
+        name,
+        fm,
+        artifact,
+        write,
+        backbone=backbone,
+        settings=settings,
+        parameters=parameters,
+        sign_with=sign_with,
+    )
     return TaskResult(name, 1, port, artifact, None, None, 0, size, time.monotonic() - started)
 
 
@@ -205,17 +192,3 @@ def _copy(checkpoint: Path, target: Path) -> None:
     target.mkdir(parents=True)
     for name in (CONFIG, WEIGHTS):
         shutil.copyfile(checkpoint / name, target / name)
-
-
-def _check(version: Path, backbone: Backbone, max_rank: int) -> int:
-    """Read the version as the server does and build its head; the width of its outputs."""
-    import torch
-
-    try:
-        content = read_version(version, version, backbone.facts, max_rank)
-        if content.artifact.head == "transformers":
-            parameters = {name: torch.from_numpy(array) for name, array in content.head.items()}
-            transformers_head(content.artifact, parameters, backbone.facts, backbone.model)
-    except FMplexError as error:
-        raise Refused(f"the server would refuse this checkpoint: {error}") from error
-    return content.width

@@ -11,7 +11,7 @@ from rich.table import Table
 from fmplex_tools.tasks.manage import TaskInfo
 
 if TYPE_CHECKING:
-    from fmplex_tools.tasks.api import TaskResult
+    from fmplex_tools.tasks.making import TaskResult
 
 
 def result_table(result: TaskResult) -> Table:

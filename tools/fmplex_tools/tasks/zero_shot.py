@@ -12,15 +12,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fmplex_backend.backbones.facts import ImageTextInput
 from fmplex_backend.errors import InvalidInput
 from fmplex_backend.repository.artifact import Artifact
-from fmplex_backend.repository.config import Policy
 from fmplex_backend.repository.modalities import ImageSpec, ImageTextSpec, TextSpec
-from fmplex_tools.tasks import publish
-from fmplex_tools.tasks.api import TaskResult, bytes_of, check_version, model_batch_size
-from fmplex_tools.tasks.artifact_writer import now, write_golden, write_version
+from fmplex_tools.tasks.artifact_writer import now, write_version
 from fmplex_tools.tasks.backbone import Backbone, load_backbone, read_settings
-from fmplex_tools.tasks.golden import make_golden
 from fmplex_tools.tasks.heads import TEMPERATURE_OF_COSINES, PrototypeHead
-from fmplex_tools.tasks.signing import sign_version
+from fmplex_tools.tasks.making import TaskResult, check_new, publish_new
 
 TEMPLATE = "a photo of a {}."
 POOLING = "cls"
@@ -45,10 +41,8 @@ def create_zero_shot(
     for its golden rows. Raises `FMplexError`.
     """
     started = time.monotonic()
-    publish.check_name(name)
-    publish.check_free(repository, name)
-    given = dict(parameters or {})
-    Policy.parse(given, f"vFM {name!r}")
+    parameters = dict(parameters or {})
+    check_new(repository, name, parameters)
     if any("{}" not in template for template in templates) or not templates:
         raise InvalidInput(f"templates {list(templates)}: each has {{}} where the label goes, e.g. {TEMPLATE!r}")
     settings = read_settings(repository, fm)
@@ -71,17 +65,17 @@ def create_zero_shot(
     owners = np.repeat(np.arange(len(labels)), len(templates))
     scale = getattr(backbone.model, "logit_scale", None)
     temperature = TEMPERATURE_OF_COSINES if scale is None else float(scale.exp())
-    with publish.staged(repository) as scratch:
-        version = scratch / "version"
-        write_version(version, artifact, PrototypeHead(vectors, owners, temperature))
-        width = check_version(version, backbone, settings.max_adapter_rank)
-        golden = make_golden(version, artifact, backbone, list(sample))
-        if golden is not None:
-            write_golden(version, golden)
-        if sign_with is not None:
-            sign_version(version, name, sign_with)
-        size, limit = bytes_of(version), model_batch_size(repository, fm)
-        port = publish.publish_vfm(
-            repository, name, fm, settings.ports, version, artifact, width, max_batch_size=limit, parameters=given
-        )
+    head = PrototypeHead(vectors, owners, temperature)
+    port, size = publish_new(
+        repository,
+        name,
+        fm,
+        artifact,
+        lambda version: write_version(version, artifact, head),
+        backbone=backbone,
+        settings=settings,
+        parameters=parameters,
+        rows=list(sample),
+        sign_with=sign_with,
+    )
     return TaskResult(name, 1, port, artifact, None, None, 0, size, time.monotonic() - started)
