@@ -48,9 +48,10 @@ def _load(table: Table, file: Path) -> Path:
                 )
             axes.set(yscale="linear" if measure is RATE else "log", title=f"{tasks} tasks" if row == 0 else "")
             axes.grid(alpha=0.3)
-        grid[2][column].set(xlabel="load, % of what best-effort co-location can do", xticks=parts, ylim=(0, None))
+        grid[2][column].set(xlabel="load, % of what best-effort co-location can do", xticks=parts)
     for axes, label in zip(grid[:, 0], ("mean, ms", "p99, ms", "answers a second"), strict=True):
         axes.set_ylabel(label)
+    grid[2][0].set_ylim(bottom=0)  # after all is drawn: a limit ends the scaling of the whole row
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
     return _save(figure, file)
 
