@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoModel,
@@ -35,6 +36,7 @@ from fmplex_tools.tasks import (
     Examples,
     LoraOptions,
     TaskOptions,
+    TaskResult,
     create_task,
     import_task,
     make_key,
@@ -289,6 +291,121 @@ def test_checkpoints_that_cannot_be_served_are_refused(repository: Path, backbon
     with pytest.raises(NotFound, match="no such folder"):
         import_task(repository, "x", tmp_path / "none", fm="toy", backbone=backbone)
     assert [path.name for path in repository.iterdir()] == ["toy"]
+
+
+WEIGHTS = "model.safetensors"
+
+
+def _sentence_folder(backbone: Backbone, folder: Path, *modules: str, pooling: str = "mean") -> Path:
+    """As sentence-transformers saves it: the tiny BERT and what is put on it."""
+    shutil.copytree(backbone.facts.spec, folder)
+    written = [("Transformer", ""), *((name, f"{place}_{name}") for place, name in enumerate(modules, start=1))]
+    types = [{"path": path, "type": f"sentence_transformers.models.{name}"} for name, path in written]
+    (folder / "modules.json").write_text(json.dumps(types))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 10, "do_lower_case": true}')
+    for name, path in written[1:]:
+        (folder / path).mkdir()
+        if name == "Pooling":
+            (folder / path / "config.json").write_text(json.dumps({f"pooling_mode_{pooling}_tokens": True}))
+        elif name == "Dense":
+            activation = "torch.nn.modules.linear.Identity"
+            (folder / path / "config.json").write_text(json.dumps({"activation_function": activation}))
+            chance = np.random.default_rng(2)
+            tensors = {"linear.weight": chance.normal(size=(6, 32)), "linear.bias": chance.normal(size=6)}
+            save_file({key: value.astype(np.float32) for key, value in tensors.items()}, folder / path / WEIGHTS)
+    return folder
+
+
+def _plain_sentences(backbone: Backbone, texts: list[str], pooling: str) -> np.ndarray:
+    """What is pooled by plain transformers, cut and in small letters as `_sentence_folder` says."""
+    model, tokenizer = (
+        AutoModel.from_pretrained(backbone.facts.spec),
+        AutoTokenizer.from_pretrained(backbone.facts.spec),
+    )
+    rows = []
+    with torch.inference_mode():
+        for text in texts:
+            inputs = tokenizer(text.lower(), truncation=True, max_length=10, return_tensors="pt")
+            hidden = model(**inputs).last_hidden_state[0]
+            rows.append((hidden.mean(0) if pooling == "mean" else hidden.amax(0)).numpy())
+    return np.stack(rows)
+
+
+def _answers(repository: Path, made: TaskResult) -> tuple[list[str], np.ndarray]:
+    """Texts and outputs of a version's golden rows."""
+    version = repository / made.name / "1"
+    golden = read_golden(version, version, made.artifact, show_task(repository, made.name).width or 0)
+    assert golden is not None
+    return [row.text or "" for row in golden.inputs], np.stack(golden.arrays)
+
+
+def test_a_sentence_transformer_on_the_same_backbone_is_imported(
+    repository: Path, backbone: Backbone, tmp_path: Path
+) -> None:
+    plain = _sentence_folder(backbone, tmp_path / "plain", "Pooling", "Normalize", pooling="max")
+    made = import_task(repository, "plain", plain, fm="toy", backbone=backbone)
+    assert (made.artifact.kind, made.artifact.head, made.artifact.pooling) == ("embedding", "identity", "max")
+    assert made.artifact.encoder == TextSpec(max_length=10, lowercase=True)
+    texts, outputs = _answers(repository, made)
+    pooled = _plain_sentences(backbone, texts, "max")
+    np.testing.assert_allclose(outputs, pooled / np.linalg.norm(pooled, axis=1, keepdims=True), atol=1e-5)
+    dense = _sentence_folder(backbone, tmp_path / "dense", "Pooling", "Dense")
+    made = import_task(repository, "dense", dense, fm="toy", backbone=backbone)
+    texts, outputs = _answers(repository, made)
+    own = load_file(dense / "2_Dense" / WEIGHTS)
+    reduced = _plain_sentences(backbone, texts, "mean") @ own["linear.weight"].T + own["linear.bias"]
+    np.testing.assert_allclose(outputs, reduced, atol=1e-5)
+    classifier = {"weight": np.ones((1, 6), np.float32), "bias": np.full(1, 0.5, np.float32)}
+    save_file(classifier, dense / "model_head.safetensors")
+    (dense / "config_setfit.json").write_text('{"labels": ["ham", "spam"]}')
+    made = import_task(repository, "spam", dense, fm="toy", backbone=backbone)
+    assert (made.artifact.kind, made.artifact.labels) == ("classification", ("ham", "spam"))
+    texts, outputs = _answers(repository, made)
+    assert texts
+    np.testing.assert_allclose(outputs[:, 1] - outputs[:, 0], reduced.sum(1) + 0.5, atol=1e-5)
+
+
+def test_sentence_transformers_that_cannot_be_served_are_refused(
+    repository: Path, backbone: Backbone, tmp_path: Path
+) -> None:
+    def refused(folder: Path, says: str, options: ImportOptions | None = None) -> None:
+        with pytest.raises((InvalidInput, Refused), match=says):
+            import_task(repository, "x", folder, options, fm="toy", backbone=backbone)
+        assert [path.name for path in repository.iterdir()] == ["toy"]
+
+    folder = _sentence_folder(backbone, tmp_path / "odd", "Pooling", "WordWeights")
+    refused(folder, "it is Transformer, Pooling, WordWeights; served are Transformer, Pooling, perhaps Dense")
+    folder = _sentence_folder(backbone, tmp_path / "weighted", "Pooling", pooling="weightedmean")
+    refused(folder, "weighted means are not served")
+    folder = _sentence_folder(backbone, tmp_path / "tanh", "Pooling", "Dense")
+    (folder / "2_Dense" / "config.json").write_text("{}")
+    refused(folder, "activation Tanh is not served")
+    (folder / "2_Dense" / "config.json").write_text('{"activation_function": "torch.nn.modules.linear.Identity"}')
+    (folder / "2_Dense" / WEIGHTS).write_bytes(b"\0" * 40)
+    refused(folder, "not readable")
+    (folder / "2_Dense" / WEIGHTS).unlink()
+    refused(folder, "pickled weights are not read")
+    folder = _sentence_folder(backbone, tmp_path / "setfit", "Pooling")
+    refused(folder, "an embedding has no labels", ImportOptions(labels=("a", "b")))
+    refused(folder, "tells them itself", ImportOptions(pooling="cls"))
+    (folder / "model_head.pkl").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    refused(folder, "model_head.pkl: pickled, so it is not read")
+    save_file({"weight": np.ones((2, 32), np.float32)}, folder / "model_head.safetensors")
+    refused(folder, "pass --labels")
+    unit = _sentence_folder(backbone, tmp_path / "unit", "Pooling", "Normalize")
+    save_file({"weight": np.ones((2, 32), np.float32)}, unit / "model_head.safetensors")
+    refused(unit, "of unit length is not served")
+    trained = _sentence_folder(backbone, tmp_path / "trained", "Pooling")
+    tensors = load_file(trained / WEIGHTS)
+    tensors["encoder.layer.1.output.dense.bias"] = tensors["encoder.layer.1.output.dense.bias"] + 1
+    save_file(tensors, trained / WEIGHTS, {"format": "pt"})
+    refused(trained, "encoder.layer.1.output.dense.bias differs from that of .*a backbone of its own")
+    other = _sentence_folder(backbone, tmp_path / "other", "Pooling")
+    words = (other / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(words.replace('"lowercase": false', '"lowercase": true'))
+    refused(other, "its tokenizer differs")
+    (other / "modules.json").write_text('[{"path": "../x", "type": "Transformer"}]')
+    refused(other, "is outside the folder")
 
 
 def test_the_command_makes_a_task_from_a_file(repository: Path, tmp_path: Path) -> None:

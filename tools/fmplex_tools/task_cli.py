@@ -363,7 +363,7 @@ def train(
 @app.command("import")
 def import_(
     name: Name,
-    checkpoint: Annotated[Path, typer.Argument(help="Folder that PEFT's save_pretrained wrote.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Folder that PEFT or sentence-transformers saved.")],
     fm: Fm = "minilm",
     repository: Repository = DEFAULT_REPOSITORY,
     labels: Annotated[
@@ -381,15 +381,22 @@ def import_(
 ) -> None:
     """Serve an existing PEFT checkpoint, unchanged: task types SEQ_CLS, TOKEN_CLS and FEATURE_EXTRACTION.
 
+    A folder that sentence-transformers saved is served too where its backbone is the physical FM's: its pooling, its
+    Dense without activation, its Normalize; a classifier in model_head.safetensors (weight, bias). No pickles are read.
+
     Examples:
 
       fmplex task import spam ./checkpoint --labels ham,spam
 
       fmplex task import mail_vector ./checkpoint --pooling mean --normalize
+
+      fmplex task import sentence_vector ./all-MiniLM-L6-v2
     """
     from fmplex_tools.tasks.importing import ImportOptions, base_model_of, import_task
+    from fmplex_tools.tasks.sentence_folder import encoder_of, is_sentence_folder
 
-    encoder = _encoder(TextSpec(max_length=DEFAULT_MAX_LENGTH), max_length, prefix, lowercase, "yes" if pair else None)
+    own = encoder_of(checkpoint) if is_sentence_folder(checkpoint) else TextSpec(max_length=DEFAULT_MAX_LENGTH)
+    encoder = _encoder(own, max_length, prefix, lowercase, "yes" if pair else None)
     options = ImportOptions(
         labels=None if labels is None else tuple(part.strip() for part in labels.split(",")),
         kind=None if kind is None else kind.value,

@@ -1,4 +1,5 @@
-"""``fmplex task import``: an existing PEFT checkpoint becomes a vFM, its files unchanged.
+"""``fmplex task import``: an existing PEFT checkpoint becomes a vFM, its files unchanged; so does a folder of
+sentence-transformers' that stands on the same backbone (`fmplex_tools.tasks.sentence_folder`).
 
 By the checkpoint's ``task_type``:
 
@@ -26,12 +27,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fmplex_backend.errors import InvalidInput, NotFound, Refused
 from fmplex_backend.repository.artifact import ADAPTER_DIR, Artifact, Kind
-from fmplex_backend.repository.modalities import SPECS, EncoderSpec
+from fmplex_backend.repository.modalities import SPECS, EncoderSpec, TextSpec
 from fmplex_backend.repository.peft_checkpoint import CONFIG, WEIGHTS
 from fmplex_backend.repository.poolings import Pooling
-from fmplex_tools.tasks.artifact_writer import now, write_artifact
+from fmplex_tools.tasks.artifact_writer import now, write_artifact, write_version
 from fmplex_tools.tasks.backbone import Backbone, check_fits, load_backbone, read_settings
-from fmplex_tools.tasks.making import TaskResult, check_new, publish_new
+from fmplex_tools.tasks.making import TaskResult, Write, check_new, publish_new
+from fmplex_tools.tasks.sentence_folder import encoder_of, is_sentence_folder, read_parts
 
 TaskType = Literal["SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION"]
 TASK_TYPES: tuple[TaskType, ...] = ("SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION")
@@ -71,7 +73,7 @@ def import_task(
     backbone: Backbone | None = None,
     sign_with: Ed25519PrivateKey | None = None,
 ) -> TaskResult:
-    """Publish the PEFT checkpoint in the folder ``checkpoint`` as the new vFM ``name``.
+    """Publish the PEFT checkpoint or sentence-transformers model in the folder ``checkpoint`` as the new vFM ``name``.
 
     Raises `NotFound` where the folder or a file of it is missing, `InvalidInput` for options that do not fit it,
     `Refused` where the server would not serve it.
@@ -81,17 +83,16 @@ def import_task(
     parameters = dict(parameters or {})
     check_new(repository, name, parameters)
     settings = read_settings(repository, fm)
-    task_type = read_task_type(checkpoint)
+    sentences = is_sentence_folder(checkpoint)
+    task_type = None if sentences else read_task_type(checkpoint)
     backbone = backbone or load_backbone(repository, fm)
-    encoder = options.encoder or SPECS[backbone.facts.modality]()
+    encoder = options.encoder or (encoder_of(checkpoint) if sentences else SPECS[backbone.facts.modality]())
     check_fits(backbone, encoder)
     options = replace(options, encoder=encoder)
-    artifact = _artifact(checkpoint, task_type, options, backbone)
-
-    def write(version: Path) -> None:
-        _copy(checkpoint, version / ADAPTER_DIR)
-        write_artifact(version, artifact)
-
+    if task_type is None:
+        artifact, write = _sentence_model(checkpoint, options, backbone)
+    else:
+        artifact, write = _peft_checkpoint(checkpoint, task_type, options, backbone)
     port, size = publish_new(
         repository,
         name,
@@ -121,8 +122,31 @@ def read_task_type(checkpoint: Path) -> TaskType:
 
 
 def base_model_of(checkpoint: Path) -> str | None:
-    """What the checkpoint says that it was trained on, a hub name or a folder; None where it does not say."""
+    """What a PEFT checkpoint says that it was trained on, a hub name or a folder; None where nothing is said."""
+    if is_sentence_folder(checkpoint):
+        return None  # its weights were compared
     return _json(checkpoint / CONFIG).get("base_model_name_or_path") or None
+
+
+def _peft_checkpoint(
+    checkpoint: Path, task_type: TaskType, options: ImportOptions, backbone: Backbone
+) -> tuple[Artifact, Write]:
+    artifact = _artifact(checkpoint, task_type, options, backbone)
+
+    def write(version: Path) -> None:
+        _copy(checkpoint, version / ADAPTER_DIR)
+        write_artifact(version, artifact)
+
+    return artifact, write
+
+
+def _sentence_model(checkpoint: Path, options: ImportOptions, backbone: Backbone) -> tuple[Artifact, Write]:
+    if options.kind is not None or options.pooling is not None or options.normalize:
+        raise InvalidInput("--kind, --pooling and --normalize: a sentence-transformers folder tells them itself")
+    if not isinstance(options.encoder, TextSpec):
+        raise InvalidInput(f"checkpoint {checkpoint.name}: sentence-transformers reads texts, so its encoder is one")
+    parts = read_parts(checkpoint, backbone, options.encoder, options.labels)
+    return parts.artifact, lambda version: write_version(version, parts.artifact, parts.head)
 
 
 def _json(path: Path) -> dict[str, Any]:

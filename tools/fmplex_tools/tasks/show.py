@@ -21,10 +21,10 @@ def result_table(result: TaskResult) -> Table:
     table.add_row("kind", artifact.kind + (f", port {result.port}" if result.port is not None else ""))
     if artifact.labels:
         table.add_row("outputs", _labels(artifact.labels))
-    table.add_row("trained", "head and LoRA adapter" if artifact.adapter else "head only")
     if quality is None:
         table.add_row("held-out rows", "not measured")
     else:
+        table.add_row("trained", "head and LoRA adapter" if artifact.adapter else "head only")
         table.add_row("rows", f"{quality.train_rows} to train, {quality.test_rows} held out ({quality.split})")
         if result.duplicates:
             table.add_row("left out", f"{result.duplicates} rows whose text came before or is held out")
