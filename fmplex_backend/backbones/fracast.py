@@ -28,6 +28,14 @@ RECENCIES = 5
 LEAST_SPAN = 1e-5
 
 
+class Norm(nn.RMSNorm):
+    """In its weights' precision, where autocast computes everything else in a lower one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[…, width] to the same."""
+        return super().forward(x.to(self.weight.dtype))
+
+
 class GatedLayer(nn.Module):
     """SwiGLU."""
 
@@ -49,7 +57,7 @@ class Block(nn.Module):
         super().__init__()
         self.dw_weight, self.dw_bias = nn.Parameter(torch.zeros(width, 1, kernel)), nn.Parameter(torch.zeros(width))
         self.pw, self.ffn = nn.Linear(width, width), GatedLayer(width, inner)
-        self.norm1, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.norm1, self.norm2 = Norm(width), Norm(width)
 
     def forward(self, x: Tensor, dilation: int) -> Tensor:
         """[n, t, width] to the same."""
@@ -100,7 +108,7 @@ class FracastCore(nn.Module):
         self.periodic = Periodic(width, int(config["periodic_topk"]), int(config["periodic_harmonics"]))
         self.block = Block(width, int(config["kernel_size"]), int(width * float(config["ffn_mult"])))
         self.scale = Scale(width, int(config["scale_cond_dim"]))
-        self.norm = nn.RMSNorm(width)
+        self.norm = Norm(width)
 
     def forward(self, values: Tensor, observed: Tensor) -> Tensor:
         """``values`` fp32 [n, t], 0 where not ``observed`` [n, t] bool; [n, t, width]."""
@@ -162,7 +170,7 @@ class Smoothing(nn.Module):
     def __init__(self, width: int, kernel: int) -> None:
         super().__init__()
         self.dw_weight, self.dw_bias = nn.Parameter(torch.zeros(width, 1, kernel)), nn.Parameter(torch.zeros(width))
-        self.norm = nn.RMSNorm(width)
+        self.norm = Norm(width)
 
     def forward(self, x: Tensor, dilation: int) -> Tensor:
         """[n, horizon, width] to the same."""
@@ -207,7 +215,7 @@ class QuantileHead(nn.Module):
         self.queries = nn.Parameter(torch.zeros(self.horizon, width))
         layers = range(int(config.get("head_layers", 1)))
         self.decoder_ffns = nn.ModuleList(GatedLayer(width, int(config["head_d_ff"])) for _ in layers)
-        self.decoder_norms = nn.ModuleList(nn.RMSNorm(width) for _ in layers)
+        self.decoder_norms = nn.ModuleList(Norm(width) for _ in layers)
         kernel = int(config.get("head_fc_kernel", 3))
         self.fc_blocks = nn.ModuleList(Smoothing(width, kernel) for _ in range(int(config.get("head_fc_layers", 2))))
         self.future_conv = Continued(config, width)

@@ -13,7 +13,6 @@ from fmplex_tools.catalogue.specs import FMS, MODALITIES
 HEADINGS = (
     "vFM", "what", "modality", "backbone", "adapter", "rows", "metric", "frozen probe", "ours", "bytes", "seconds",
 )  # fmt: skip
-_LEFT = 5
 
 
 def cells(entry: Entry, made: Made | None) -> tuple[str, ...]:
@@ -35,12 +34,15 @@ def cells(entry: Entry, made: Made | None) -> tuple[str, ...]:
 
 
 def as_table(entries: Sequence[Entry], made: Mapping[str, Made]) -> Table:
-    """For a terminal."""
-    table = Table(title="catalogue")
-    for place, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if place < _LEFT or heading == "metric" else "right", overflow="fold")
+    """For a terminal, 80 columns wide: what a task is, `fmplex catalogue list` tells."""
+    table = Table("vFM", "backbone", "metric", title="catalogue")
+    for heading in ("frozen", "ours", "KB", "s"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for entry in entries:
-        table.add_row(*cells(entry, made.get(entry.name)))
+        one = made.get(entry.name)
+        figures = [] if one is None else [one.metric, f"{one.frozen:.3f}", f"{one.value:.3f}"]
+        costs = [] if one is None else [f"{one.bytes_on_disk / 1000:,.0f}", f"{one.seconds:.0f}"]
+        table.add_row(entry.name, entry.fm, *(figures + costs or ["–"] * 5))
     return table
 
 

