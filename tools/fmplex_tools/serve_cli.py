@@ -148,7 +148,7 @@ def _on_line(line: str, as_json: bool, log: IO[str], ready: threading.Event) -> 
 
 
 def _show(options: ServerOptions, seconds: float) -> None:
-    first: str | None = None
+    first: str | None = None  # of text, for an example that fits a line
     problems = unreadable(options.repository)
     for fm in physical_fms(options.repository):
         try:
@@ -161,7 +161,8 @@ def _show(options: ServerOptions, seconds: float) -> None:
         out.print(f"[dim]a batch on {escape(cost['device'])} costs {escape(cost['fit'])}[/]\n", soft_wrap=True)
         problems += refusals(status)
         serving = [vfm["name"] for vfm in status["vfms"] if vfm["state"] == "serving" and not vfm["bundle"]]
-        first = first or next(iter(serving), None)
+        if status["modality"] == "text":
+            first = first or next(iter(serving), None)
     for problem in dict.fromkeys(problems):
         err.print(f"[red]refused:[/] {escape(problem)}", soft_wrap=True)
     lines = [
