@@ -134,14 +134,20 @@ def gguf(parts: list[Path], target: Path) -> None:
     """A language model and its tokenizer, of a GGUF file in ``parts``, its few bits made numbers again."""
     import tempfile
 
-    from transformers import AutoModel, AutoTokenizer
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         whole = Path(scratch) / "model.gguf"
         with whole.open("wb") as out:
             for part in parts:
                 out.write(part.read_bytes())
-        AutoModel.from_pretrained(scratch, gguf_file=whole.name).float().save_pretrained(target)
+        read = AutoModel.from_pretrained(scratch, gguf_file=whole.name, dtype=torch.float32)
+        # What was read calls itself quantized for good, so its numbers go into a plain model.
+        told = {name: value for name, value in read.config.to_dict().items() if name != "quantization_config"}
+        plain = AutoModel.from_config(AutoConfig.for_model(**told), dtype=torch.float32)
+        plain.load_state_dict(read.state_dict())
+        plain.save_pretrained(target)
         AutoTokenizer.from_pretrained(scratch, gguf_file=whole.name).save_pretrained(target)
 
 

@@ -328,7 +328,7 @@ def entries() -> Iterable[Entry]:
     known = {"role": 0.75, "use": 0.71, "field": 0.85, "admin": 0.79}
     for facet in (
         "role", "implemented-in", "interface", "use", "works-with", "field", "uitoolkit", "scope", "game", "network",
-        "admin", "devel", "works-with-format", "culture", "protocol", "web",
+        "admin", "devel", "works-with-format", "culture", "protocol",
     ):  # fmt: skip
         lora, fm = facet == "role", FM if facet in known else BGE
         how = options(lora=lora, pooling="mean" if fm == FM else "cls")
