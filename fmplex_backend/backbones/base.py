@@ -41,7 +41,7 @@ class Features:
 
     def of_rows(self, rows: Sequence[int]) -> Features:
         """Those of some rows, in this order."""
-        counts = self.counts or [1] * len(self.hidden)
+        counts = self.channels()
         starts = [0, *accumulate(counts)]
         chosen = [place for row in rows for place in range(starts[row], starts[row + 1])]
         return Features(

@@ -61,12 +61,16 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, dilation: int) -> Tensor:
         """[n, t, width] to the same."""
-        width, kernel = self.dw_weight.shape[0], self.dw_weight.shape[2]
-        padded = nn.functional.pad(x.transpose(1, 2), ((kernel - 1) * dilation, 0))
-        past = nn.functional.conv1d(padded, self.dw_weight, self.dw_bias, dilation=dilation, groups=width)
-        x = self.norm1(x + self.pw(past.transpose(1, 2)))
+        x = self.norm1(x + self.pw(_past(x, self.dw_weight, self.dw_bias, dilation)))
         result: Tensor = self.norm2(x + self.ffn(x))
         return result
+
+
+def _past(x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Tensor:
+    """A causal convolution of each feature of [n, t, width] with ``weight`` [width, 1, kernel]: the same shape."""
+    width, _, kernel = weight.shape
+    padded = nn.functional.pad(x.transpose(1, 2), ((kernel - 1) * dilation, 0))
+    return nn.functional.conv1d(padded, weight, bias, dilation=dilation, groups=width).transpose(1, 2)
 
 
 class Scale(nn.Module):
@@ -174,9 +178,7 @@ class Smoothing(nn.Module):
 
     def forward(self, x: Tensor, dilation: int) -> Tensor:
         """[n, horizon, width] to the same."""
-        padded = nn.functional.pad(x.transpose(1, 2), ((self.dw_weight.shape[2] - 1) * dilation, 0))
-        past = nn.functional.conv1d(padded, self.dw_weight, self.dw_bias, dilation=dilation, groups=x.shape[2])
-        result: Tensor = self.norm(x + past.transpose(1, 2))
+        result: Tensor = self.norm(x + _past(x, self.dw_weight, self.dw_bias, dilation))
         return result
 
 

@@ -46,7 +46,7 @@ class LlavaBackbone(Backbone):
             model_type=config.model_type,
             prefix=model.base_model_prefix,
             hidden_size=config.text_config.hidden_size,
-            max_length=self._patches + room,
+            max_length=config.text_config.max_position_embeddings,
             input=ImageTextInput(self._image, text, room, both=True),
             **touchable(model),
         )

@@ -52,9 +52,9 @@ class SeriesEncoder(Encoder):
 
     def _row(self, row: int, series: Array, observed: Array | None) -> EncodedRow:
         finite = np.isfinite(series)
-        known = finite if observed is None else observed
-        if not finite[known].all() or (observed is None and not finite.all()):
-            channel, step = np.argwhere(~finite if observed is None else known & ~finite)[0]
+        known = np.ones(series.shape, bool) if observed is None else observed
+        if (known & ~finite).any():
+            channel, step = np.argwhere(known & ~finite)[0]
             raise InvalidInput(
                 f"row {row}: series is {series[channel, step]} at channel {channel}, step {step}; what has no value is "
                 "told by the input 'observed' (encoder.observed)"

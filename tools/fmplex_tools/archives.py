@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from fmplex_backend.errors import InvalidInput
+from fmplex_tools.files import put_in_place
 
 MAX_UNPACKED_BYTES = 4 << 30
 """Most bytes that one archive may unpack to; one that promises or holds more is refused."""
@@ -36,11 +37,7 @@ def keep(target: Path, kind: str, fetch: Callable[[Path], Path]) -> Path:
         unpack(archive, unpacked)
         record = {"file": archive.name, "kind": kind, "sha256": sha256_of(archive)}
         (unpacked / RECORD_FILE).write_text(json.dumps(record), encoding="utf-8")
-        try:
-            unpacked.rename(target)
-        except OSError:
-            if not target.is_dir():  # otherwise another process fetched the same package meanwhile
-                raise
+        put_in_place(unpacked, target)
     return target
 
 

@@ -33,10 +33,15 @@ def bert(onnx: Path, tokenizer: Path, target: Path, *, layers: int, max_length: 
     found = {name: array for name, array in everything.items() if name.startswith(("embeddings.", "encoder."))}
     config = BertConfig(hidden_size=384, num_hidden_layers=layers, num_attention_heads=12, intermediate_size=1536)
     _save(BertModel(config, add_pooling_layer=False), found, target, optional=("embeddings.token_type_embeddings",))
-    for name in _TOKENIZER_FILES:
-        if (tokenizer / name).is_file():
-            shutil.copy(tokenizer / name, target / name)
+    copy_tokenizer(tokenizer, target)
     _limit(target / "tokenizer_config.json", max_length)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Of the folder ``source``, as far as it has such files."""
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copy(source / name, target / name)
 
 
 def dinov2(onnx: Path, target: Path) -> None:

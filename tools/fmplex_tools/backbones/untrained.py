@@ -5,10 +5,11 @@ For families of which no package carries weights. Their names begin with ``untra
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from fmplex_tools.backbones.converters import copy_tokenizer
 
 SEED = 0
 
@@ -71,9 +72,7 @@ def text(make: Callable[[int], Any]) -> Callable[[list[Path], Path], None]:
         config = make(len(AutoTokenizer.from_pretrained(source)))
         config.pad_token_id = 0
         _save(target, config)
-        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
-            if (source / name).is_file():
-                shutil.copy(source / name, target / name)
+        copy_tokenizer(source, target)
 
     return build
 
