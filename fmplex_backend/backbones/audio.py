@@ -19,7 +19,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from fmplex_backend.backbones.base import Backbone, Features
 from fmplex_backend.backbones.facts import AudioInput, BackboneFacts
-from fmplex_backend.backbones.folder import DTYPES, ready, refuse_missing, touchable
+from fmplex_backend.backbones.folder import DTYPES, load_model, touchable
 from fmplex_backend.backbones.source import fingerprint
 from fmplex_backend.messages import Tokens
 
@@ -33,17 +33,10 @@ class WhisperBackbone(Backbone):
 
     def __init__(self, spec: str, folder: Path, dtype: str, device: str) -> None:
         """Load ``spec``, whose files are in ``folder``. Raises `Refused`."""
-        encoder, info = WhisperEncoder.from_pretrained(
-            folder,
-            dtype=DTYPES[dtype],
-            use_safetensors=True,
-            output_loading_info=True,
-            key_mapping={r"^(model\.)?encoder\.": ""},  # the decoder's weights are left where they are
-        )
-        refuse_missing(info["missing_keys"], spec)
-        self.model = ready(encoder, device)
+        names = {r"^(model\.)?encoder\.": ""}  # the decoder's weights are left where they are
+        self.model, _ = load_model(WhisperEncoder, folder, spec, dtype, device, key_mapping=names)
         self._dtype, self.device = DTYPES[dtype], device
-        config = encoder.config
+        config = self.model.config
         filters = mel_filter_bank(
             num_frequency_bins=1 + FFT // 2,
             num_mel_filters=config.num_mel_bins,

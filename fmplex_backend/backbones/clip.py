@@ -15,7 +15,7 @@ from transformers import CLIPModel
 
 from fmplex_backend.backbones.base import Backbone, Features
 from fmplex_backend.backbones.facts import BackboneFacts, ImageTextInput
-from fmplex_backend.backbones.folder import DTYPES, ready, refuse_missing, touchable
+from fmplex_backend.backbones.folder import DTYPES, load_model, touchable
 from fmplex_backend.backbones.images import LARGEST, Colours, a_picture, image_input
 from fmplex_backend.backbones.source import fingerprint
 from fmplex_backend.backbones.texts import a_text, fast_tokenizer, padded, text_input
@@ -29,11 +29,8 @@ class ClipBackbone(Backbone):
 
     def __init__(self, spec: str, folder: Path, dtype: str, device: str) -> None:
         """Load ``spec``, whose files are in ``folder``. Raises `Refused`."""
-        model, info = CLIPModel.from_pretrained(
-            folder, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True
-        )
-        refuse_missing(info["missing_keys"], spec)
-        self.model = ready(model, device)
+        self.model, _ = load_model(CLIPModel, folder, spec, dtype, device)
+        model = self.model
         self.device, self._dtype = device, DTYPES[dtype]
         self._colours = Colours(folder, spec)
         image = image_input(model.config.vision_config, self._colours.told, 1)

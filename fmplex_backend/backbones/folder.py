@@ -40,6 +40,21 @@ def read_json(folder: Path, name: str, spec: str) -> dict[str, Any]:
     return value
 
 
+def load_model(
+    kind: Any, folder: Path, spec: str, dtype: str, device: str, *, optional: str = "", **more: Any
+) -> tuple[Any, bool]:
+    """A model of transformers' class ``kind``, and whether all of its weights are there.
+
+    Only those whose names begin with ``optional`` may be missing, else it raises `Refused`; ``more`` goes to
+    ``from_pretrained``.
+    """
+    model, info = kind.from_pretrained(
+        folder, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, **more
+    )
+    refuse_missing(info["missing_keys"], spec, optional=optional)
+    return ready(model, device), not info["missing_keys"]
+
+
 def ready(model: Any, device: str) -> Any:
     """``model`` as a backbone is: for inference only, on ``device``."""
     return model.eval().requires_grad_(False).to(device)

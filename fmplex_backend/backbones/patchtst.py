@@ -12,7 +12,7 @@ from transformers import PatchTSTModel
 
 from fmplex_backend.backbones.base import Backbone, Features
 from fmplex_backend.backbones.facts import BackboneFacts, SeriesInput
-from fmplex_backend.backbones.folder import DTYPES, ready, refuse_missing, touchable
+from fmplex_backend.backbones.folder import DTYPES, load_model, touchable
 from fmplex_backend.backbones.source import fingerprint
 from fmplex_backend.errors import Refused
 from fmplex_backend.messages import Tokens
@@ -23,12 +23,8 @@ class PatchTSTBackbone(Backbone):
 
     def __init__(self, spec: str, folder: Path, dtype: str, device: str) -> None:
         """Load ``spec``, whose files are in ``folder``. Raises `Refused`."""
-        model, info = PatchTSTModel.from_pretrained(
-            folder, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True
-        )
-        self.model = ready(model, device)
-        self.device = device
-        refuse_missing(info["missing_keys"], spec)
+        self.model, _ = load_model(PatchTSTModel, folder, spec, dtype, device)
+        self.device, model = device, self.model
         config = model.config
         for key, wanted in (("channel_attention", False), ("share_embedding", True)):
             if getattr(config, key) is not wanted:

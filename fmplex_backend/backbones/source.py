@@ -97,7 +97,7 @@ def fingerprint(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for path in _identifying_files(folder):
-        digest.update(f"{path.name}:{_file_digest(path)}\n".encode())
+        digest.update(f"{path.name}:{sha256_of(path)}\n".encode())
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -111,7 +111,8 @@ def _identifying_files(folder: Path) -> Iterator[Path]:
             yield folder / name
 
 
-def _file_digest(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Hexadecimal, of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):

@@ -13,7 +13,7 @@ from transformers import AutoModel
 
 from fmplex_backend.backbones.base import Backbone, Features
 from fmplex_backend.backbones.facts import BackboneFacts, TextInput
-from fmplex_backend.backbones.folder import DTYPES, ready, refuse_missing, touchable
+from fmplex_backend.backbones.folder import load_model, touchable
 from fmplex_backend.backbones.source import fingerprint
 from fmplex_backend.backbones.texts import a_text, fast_tokenizer, padded, text_input
 from fmplex_backend.messages import Tokens
@@ -25,12 +25,11 @@ class TextBackbone(Backbone):
     def __init__(self, spec: str, folder: Path, dtype: str, device: str) -> None:
         """Load ``spec``, whose files are in ``folder``. Raises `Refused`."""
         tokenizer = fast_tokenizer(folder, spec)
-        self.model, info = AutoModel.from_pretrained(
-            folder, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True
-        )
-        ready(self.model, device)
+        self.model, whole = load_model(AutoModel, folder, spec, dtype, device, optional="pooler.")
         self.device = device
-        self._has_pooler = _keep_trained_pooler(self.model, info["missing_keys"], spec)
+        if not whole:
+            self.model.pooler = None  # without weights it would be random
+        self._has_pooler = getattr(self.model, "pooler", None) is not None
         self.facts = _facts(spec, folder, self.model, tokenizer)
         assert isinstance(self.facts.input, TextInput)
         self._own = self.facts.input
@@ -65,17 +64,6 @@ class TextBackbone(Backbone):
 
 load = TextBackbone
 """As `registry` calls it."""
-
-
-def _keep_trained_pooler(model: Any, missing: Any, spec: str) -> bool:
-    """Whether the model has a pooler with weights; one that the checkpoint lacks would be random, so it goes."""
-    refuse_missing(missing, spec, optional="pooler.")
-    if getattr(model, "pooler", None) is None:
-        return False
-    if missing:
-        model.pooler = None
-        return False
-    return True
 
 
 def _facts(spec: str, folder: Path, model: Any, tokenizer: Any) -> BackboneFacts:

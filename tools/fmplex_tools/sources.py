@@ -14,9 +14,9 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from fmplex_backend.backbones.source import package_dir
+from fmplex_backend.backbones.source import package_dir, sha256_of
 from fmplex_backend.errors import InvalidInput, NotFound, Unavailable
-from fmplex_tools.archives import keep, sha256_of
+from fmplex_tools.archives import keep
 from fmplex_tools.packages import PackageKind, fetch_package, is_fetched
 
 FETCH_SECONDS = 900
