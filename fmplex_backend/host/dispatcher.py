@@ -21,7 +21,7 @@ from fmplex_backend.calibration.learner import Learner
 from fmplex_backend.errors import DeadlineExceeded, EngineFailure, FMplexError, Quarantined, Unavailable
 from fmplex_backend.host.engine_process import EngineDied, EngineProcess
 from fmplex_backend.host.generations import Generation
-from fmplex_backend.host.lane import HANG_SECONDS, LEAD, Command, Lane, Work
+from fmplex_backend.host.lane import HANG_SECONDS, LEAD, Command, Flight, Lane
 from fmplex_backend.host.log import HostLog
 from fmplex_backend.host.metrics import Meter, Snapshot
 from fmplex_backend.host.requests import Pending, RowAnswer, RowTask, provenance
@@ -79,8 +79,8 @@ class Dispatcher:
         """Watches how good that is."""
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._hungry = 0
-        """Lanes that wait for rows."""
+        self._parked: list[Lane] = []
+        """Lanes that wait until something changes."""
         self._sooner = threading.Condition(self._lock)
         """A row came whose deadline is before ``_next_expiry``."""
         self._next_expiry = math.inf
@@ -252,6 +252,9 @@ class Dispatcher:
         Raises `Rejected` of the scheduling interface, and `Unavailable` at shutdown.
         """
         now = time.monotonic()
+        started: tuple[Lane, Flight] | None = None
+        done: list[Pending] = []
+        ended: list[Row] = []
         with self._lock:
             if self._stopping:
                 raise Unavailable("the physical FM is shutting down")
@@ -270,11 +273,50 @@ class Dispatcher:
                 request.remaining += len(group)
                 group[0].payload.member.generation.rows += len(group)
             self.meter.submitted(time.monotonic() - now)
-            if self._hungry:  # a lane whose engine is busy has no use for them yet
+            started = self._start_here(now, done, ended)
+            # A lane whose engine is busy has no use for them yet.
+            if self._queue.waiting() and any(_pause(lane, now) is not None for lane in self._parked):
                 self._changed.notify_all()
             if any(row.deadline is not None and row.deadline < self._next_expiry for group in rows for row in group):
                 self._sooner.notify()
+        if started is not None:
+            lane, flight = started
+            lane.send_batch(flight)
+        self._settle(done, ended)
         return True
+
+    def _start_here(self, now: float, done: list[Pending], ended: list[Row]) -> tuple[Lane, Flight] | None:
+        """Under the lock: give an idle engine a batch from this thread, which spares its lane's own a wake-up.
+
+        Of several, the one that ran last: its weights may still be in the caches.
+        """
+        idle = [lane for lane in self._parked if not (lane.flights or lane.died or lane.commands or lane.reserved)]
+        if not idle or self._suspects:
+            return None
+        lane = max(idle, key=lambda lane: lane.answered)
+        flight = self._decide(lane, now, done, ended)
+        return None if flight is None else (lane, flight)
+
+    def _decide(self, lane: Lane, now: float, done: list[Pending], ended: list[Row]) -> Flight | None:
+        """Under the lock: the next batch for ``lane``, which has it from here on; None where there is none.
+
+        Rows whose time is over are ``ended``.
+        """
+        batch: Batch | None = self._trial(lane, now, done, ended)
+        if batch is None:
+            self._queue.change_max_batch_rows(self._room.rows(now))
+            decision = self._queue.next_batch(now, lane.resident)
+            batch = decision.batch
+            self._end_expired(decision.expired, now, done)
+            ended += decision.expired
+        if batch is None:
+            return None
+        decided = time.monotonic()
+        self.meter.decided(batch, decided - now)
+        upcoming = [] if isinstance(batch, Trial) else self._upcoming(batch, lane)
+        flight = Flight(batch, upcoming, decided)
+        lane.flights.append(flight)
+        return flight
 
     def waiting(self, vfm: str) -> int:
         """Rows of ``vfm`` that wait."""
@@ -319,12 +361,12 @@ class Dispatcher:
 
     # ---- what the lanes ask (`lane.Desk`) ----
 
-    def next_work(self, lane: Lane) -> Work | Command | EngineDied | None:
+    def next_work(self, lane: Lane) -> Flight | Command | EngineDied | None:
         """See `Desk`. Rows whose deadline has passed are answered here, before anything is run for them."""
         while True:
             done: list[Pending] = []
             ended: list[Row] = []
-            work: Work | None = None
+            flight: Flight | None = None
             with self._lock:
                 if self._stopping and (lane.idle or lane.died):
                     return None
@@ -334,28 +376,23 @@ class Dispatcher:
                     return command
                 now = time.monotonic()
                 if self._stopping or lane.reserved or (pause := _pause(lane, now)) is None:
-                    self._changed.wait()
+                    self._park(lane)
                     continue
                 if pause > 0:
                     self._changed.wait(pause)
                     continue
-                batch: Batch | None = self._trial(lane, now, done, ended)
-                if batch is None:
-                    self._queue.change_max_batch_rows(self._room.rows(now))
-                    decision = self._queue.next_batch(now, lane.resident)
-                    batch = decision.batch
-                    self._end_expired(decision.expired, now, done)
-                    ended += decision.expired
-                if batch is not None:
-                    self.meter.decided(batch, time.monotonic() - now)
-                    work = Work(batch, [] if isinstance(batch, Trial) else self._upcoming(batch, lane))
-                elif not ended and (lane.flights or not self._suspects):
-                    self._hungry += 1
-                    self._changed.wait()
-                    self._hungry -= 1
+                flight = self._decide(lane, now, done, ended)
+                if flight is None and not ended and (lane.flights or not self._suspects):
+                    self._park(lane)
             self._settle(done, ended)
-            if work is not None:
-                return work
+            if flight is not None:
+                return flight
+
+    def _park(self, lane: Lane) -> None:
+        """Under the lock: let ``lane`` wait until something changes."""
+        self._parked.append(lane)
+        self._changed.wait()
+        self._parked.remove(lane)
 
     def _trial(self, lane: Lane, now: float, done: list[Pending], ended: list[Row]) -> Trial | None:
         """Under the lock: suspects to run now. Never beside another batch, nor twice before others had their turn.
@@ -408,7 +445,8 @@ class Dispatcher:
             smaller = answer.fitting is not None and self._room.shrink(answer.fitting, now)
             failed = frozenset(batch.rows[place] for group in answer.groups for place in group.errors)
             self.meter.completed(batch, charges, answer.seconds, started, now, failed)
-            self._changed.notify_all()
+            if self._queue.waiting() or self._stopping or self._suspects or any(lane.commands for lane in self._lanes):
+                self._changed.notify_all()  # to none of the lanes it makes a difference else
             for group in answer.groups:
                 for index, place in enumerate(group.rows):
                     row = batch.rows[place]

@@ -81,20 +81,13 @@ class Command:
         return answers[type(self.message)], self.message.generation
 
 
-@dataclass(frozen=True)
-class Work:
-    """A batch to run, and generations that should be brought nearer meanwhile."""
+@dataclass(eq=False)
+class Flight:
+    """A batch that the engine has, or is about to get."""
 
     batch: Batch
     upcoming: list[int]
-
-
-@dataclass
-class Flight:
-    """A batch that the engine has."""
-
-    batch: Batch
-    sent: float
+    """Generations that should be brought nearer meanwhile."""
     started: float
     """When the engine began with it, as far as can be told from here."""
 
@@ -102,8 +95,11 @@ class Flight:
 class Desk(Protocol):
     """What a lane needs of the dispatcher; all of it takes the dispatcher's own lock."""
 
-    def next_work(self, lane: Lane) -> Work | Command | EngineDied | None:
-        """Wait for a command for ``lane``, a batch, or the engine's death; None to stop."""
+    def next_work(self, lane: Lane) -> Flight | Command | EngineDied | None:
+        """Wait for a command for ``lane``, a batch, or the engine's death; None to stop.
+
+        A batch is among the ``flights`` of ``lane`` already. It may also come past this, by `Lane.send_batch`.
+        """
 
     def batch_done(self, batch: Batch, answer: BatchDone, started: float) -> None:
         """``batch`` was started at ``started`` and is answered."""
@@ -141,6 +137,8 @@ class Lane:
         """Batches that the engine has, the running one first."""
         self.died: EngineDied | None = None
         """Why the engine is no more, until it is started anew."""
+        self.answered = 0.0
+        """When it answered a batch last."""
         self.tried = False
         """Whether the batch before was a trial of suspects."""
         self.resident: set[int] = set()
@@ -209,8 +207,8 @@ class Lane:
             if isinstance(work, EngineDied):
                 if not self._revive(work):
                     break
-            elif isinstance(work, Work):
-                self._send_batch(work)
+            elif isinstance(work, Flight):
+                self.send_batch(work)
             else:
                 self._send_command(work)
         self._end(5.0)
@@ -222,13 +220,15 @@ class Lane:
             self._hearing.join()
         self.engine.close()
 
-    def _send_batch(self, work: Work) -> None:
-        batch = work.batch
-        tasks: list[RowTask] = [row.payload for row in batch.rows]
+    def send_batch(self, flight: Flight) -> None:
+        """Send a batch, from whatever thread, unless it was given back because the engine has died since."""
+        tasks: list[RowTask] = [row.payload for row in flight.batch.rows]
         generations = [task.member.generation.number for task in tasks]
-        now = time.monotonic()
-        self.flights.append(Flight(batch, now, now))
-        self._send(RunBatch(batch.number, generations, [task.encoded.tokens for task in tasks], work.upcoming))
+        tokens = [task.encoded.tokens for task in tasks]
+        message = RunBatch(flight.batch.number, generations, tokens, flight.upcoming)
+        with self._sending:
+            if flight in self.flights:
+                self._send_held(message)
 
     def _send_command(self, command: Command) -> None:
         message = command.message
@@ -245,9 +245,12 @@ class Lane:
         self._send(message)
 
     def _send(self, message: object) -> None:
+        with self._sending:
+            self._send_held(message)
+
+    def _send_held(self, message: object) -> None:
         try:
-            with self._sending:
-                self.engine.send(message)
+            self.engine.send(message)
         except EngineDied as error:  # the hearing thread will know too; what was sent is given back then
             self._log(f"{error}")
 
@@ -340,6 +343,7 @@ class Lane:
         self.resident.update(answer.installed)
         now = time.monotonic()
         self._cold = False
+        self.answered = now
         self.flights.popleft()
         if self.flights:
             self.flights[0].started = now
@@ -355,8 +359,9 @@ class Lane:
         self._log(f"{error}; starting a new one{f' in {pause:.1f} s' if pause else ''}{had}", concerned)
         self._desk.engine_died()
         self._end(0.0)
-        flights, asked = list(self.flights), list(self._asked.values())
-        self.flights.clear()
+        with self._sending:  # the next engine must get nothing of what is given back
+            flights, asked = list(self.flights), list(self._asked.values())
+            self.flights.clear()
         self._asked.clear()
         for place, flight in enumerate(flights):
             self._desk.batch_lost(flight.batch, error, blamed=place == 0)
