@@ -16,10 +16,12 @@ from fmplex_client.errors import (
     UnknownTask,
 )
 from fmplex_client.results import (
+    Anomaly,
     Answer,
     Classification,
     Embedding,
     Forecast,
+    Imputation,
     MultiLabel,
     Regression,
     Result,
@@ -31,6 +33,7 @@ from fmplex_client.retry import Retry
 from fmplex_client.tasks import Task
 
 __all__ = [
+    "Anomaly",
     "Answer",
     "AsyncClient",
     "Classification",
@@ -39,6 +42,7 @@ __all__ = [
     "Embedding",
     "FMplexClientError",
     "Forecast",
+    "Imputation",
     "InvalidRequest",
     "MultiLabel",
     "Regression",

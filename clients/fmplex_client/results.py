@@ -90,6 +90,26 @@ class Forecast:
         return self.values[..., middle]
 
 
+@dataclass(frozen=True, eq=False)
+class Imputation:
+    """A series without gaps."""
+
+    values: Array
+    """[channels, steps], fp32: what was asked where it has a value, what it should be elsewhere."""
+    info: Info | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Anomaly:
+    """How odd a series is; above 1 is beyond nearly all that training saw."""
+
+    score: float
+    """The greatest of its steps'."""
+    scores: Array | None = None
+    """[channels, steps], fp32, 0 where the series has no value; None where the task does not map them."""
+    info: Info | None = None
+
+
 @dataclass(frozen=True)
 class Token:
     """A piece of the text with its label; a span is several of them."""
@@ -127,7 +147,17 @@ class Tensors:
     info: Info | None = None
 
 
-Result: TypeAlias = Classification | MultiLabel | Regression | Embedding | TokenClassification | Forecast | Tensors
+Result: TypeAlias = (
+    Classification
+    | MultiLabel
+    | Regression
+    | Embedding
+    | TokenClassification
+    | Forecast
+    | Imputation
+    | Anomaly
+    | Tensors
+)
 Answer: TypeAlias = Result | dict[str, Result]
 """What ``predict`` gives per text; a bundle's is a dict, member → result."""
 
@@ -210,6 +240,14 @@ def _forecast(row: Mapping[str, Array]) -> Result:
     return Forecast(row["forecast"], tuple(float(text) for text in told), _info(row))
 
 
+def _imputation(row: Mapping[str, Array]) -> Result:
+    return Imputation(row["filled"], _info(row))
+
+
+def _anomaly(row: Mapping[str, Array]) -> Result:
+    return Anomaly(float(row["anomaly"][0]), row.get("anomaly_scores"), _info(row))
+
+
 def _tensors(row: Mapping[str, Array]) -> Result:
     return Tensors({name: tensor for name, tensor in row.items() if name != "info"}, _info(row))
 
@@ -221,6 +259,8 @@ _PARSERS: dict[str, Callable[[Mapping[str, Array]], Result]] = {
     "embedding": _embedding,
     "token_classification": _token_classification,
     "forecast": _forecast,
+    "imputation": _imputation,
+    "anomaly": _anomaly,
 }
 
 

@@ -13,10 +13,12 @@ KIND_BY_OUTPUT: dict[str, str] = {
     "embedding": "embedding",
     "token_labels": "token_classification",
     "forecast": "forecast",
+    "filled": "imputation",
+    "anomaly": "anomaly",
 }
 """The output that tells a task's kind."""
 
-OUTPUTS = frozenset(KIND_BY_OUTPUT) | {"logits", "probabilities", "token_scores", "quantiles", "info"}
+OUTPUTS = frozenset(KIND_BY_OUTPUT) | {"logits", "probabilities", "token_scores", "quantiles", "anomaly_scores", "info"}
 """Output names that FMplex gives its ensembles; a bundle's are ``member`` + a separator + one of these."""
 
 _SEPARATORS = "._/:-"

@@ -69,6 +69,17 @@ class Features:
             self._pooled[pooling] = self._positions() if how is None else self._read(how)
         return self._pooled[pooling]
 
+    def of_sequences(self, pooling: str) -> Tensor:
+        """What a head reads of each sequence by itself, fp32 [s, width]; ``pooling`` is one without ``each``."""
+        how = reading(pooling)
+        assert how is not None
+        return self._of_sequences(how)
+
+    def by_row(self, of_sequences: Tensor) -> Tensor:
+        """[s, …] as [n, most sequences of a row, …], zeros where a row has fewer."""
+        rows = torch.split(of_sequences, self.channels())
+        return nn.utils.rnn.pad_sequence(rows, batch_first=True)  # type: ignore[arg-type]
+
     def lengths(self) -> list[int]:
         """Positions of each row, to the last that is its own: those that ``none`` gives a vector for."""
         places = torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)
@@ -82,24 +93,20 @@ class Features:
         hidden = self.hidden[:, self.special :].float()
         if self.counts is None:
             return hidden
-        return self._by_row(hidden).flatten(1, 2)
+        return self.by_row(hidden).flatten(1, 2)
 
     def _read(self, how: Reading) -> Tensor:
         if self.counts is None:
-            return torch.cat([_part(part, self.hidden, self.mask, self.special, self.levels) for part in how.parts], -1)
+            return self._of_sequences(how)
         if how.each:
-            parts = [_part(part, self.hidden, self.mask, self.special, self.levels) for part in how.parts]
-            return self._by_row(torch.cat(parts, -1)).flatten(1)
-        hidden, mask = self._by_row(self.hidden[:, self.special :]), self._by_row(self.mask[:, self.special :])
+            return self.by_row(self._of_sequences(how)).flatten(1)
+        hidden, mask = self.by_row(self.hidden[:, self.special :]), self.by_row(self.mask[:, self.special :])
         levels = None if self.levels is None else self._mean_levels(self.levels)
         parts = [_part(part, hidden.flatten(1, 2), mask.flatten(1, 2), 0, levels) for part in how.parts]
         return torch.cat(parts, -1)
 
-    def _by_row(self, of_sequences: Tensor) -> Tensor:
-        """[s, …] as [n, most sequences of a row, …], zeros where a row has fewer."""
-        assert self.counts is not None
-        rows = torch.split(of_sequences, list(self.counts))
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True)  # type: ignore[arg-type]
+    def _of_sequences(self, how: Reading) -> Tensor:
+        return torch.cat([_part(part, self.hidden, self.mask, self.special, self.levels) for part in how.parts], -1)
 
     def _mean_levels(self, levels: Tensor) -> Tensor:
         assert self.counts is not None

@@ -70,6 +70,8 @@ class SeriesInput:
     """Steps that the backbone forecasts by itself; 0 where it does not."""
     quantiles: tuple[float, ...] = ()
     """Of its forecasts, ascending."""
+    patch: int = 0
+    """Steps that a position stands for; 0 where positions share steps, or leave some out."""
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fmplex_backend.backbones.base import Backbone, Features
+from fmplex_backend.backbones.base import Features
 from fmplex_backend.backbones.facts import BackboneFacts, SeriesInput
 from fmplex_backend.backbones.folder import DTYPES, read_json, ready, refuse_missing, touchable
+from fmplex_backend.backbones.series import SeriesBackbone
 from fmplex_backend.backbones.source import fingerprint
 from fmplex_backend.errors import Refused
-from fmplex_backend.messages import Tokens
 
 RECENCIES = 5
 LEAST_SPAN = 1e-5
@@ -259,8 +258,10 @@ def seasonal(values: Tensor, observed: Tensor, steps: Tensor, period: Tensor, bi
     return means.gather(1, phase(steps))
 
 
-class FracastBackbone(Backbone):
+class FracastBackbone(SeriesBackbone):
     """Fracast's encoder, and its forecasting head for vFMs that ask for it."""
+
+    usual_channels: Sequence[int] = (1, 2, 4)
 
     def __init__(self, spec: str, folder: Path, dtype: str, device: str) -> None:
         """Load ``spec``, whose files are in ``folder``. Raises `Refused`."""
@@ -288,18 +289,10 @@ class FracastBackbone(Backbone):
                 0,
                 self._head.horizon if self._head else 0,
                 tuple(config["quantiles"]) if self._head else (),
+                patch=1,
             ),
             **touchable(model),
         )
-
-    def sequences(self, rows: Sequence[Tokens]) -> list[int] | None:
-        """One for each channel."""
-        return [len(row["series"]) for row in rows]
-
-    def collate(self, rows: Sequence[Tokens]) -> dict[str, Tensor]:
-        """``values`` and ``observed``, [channels of all rows, context]."""
-        values, observed = (np.concatenate([row[name] for row in rows]) for name in ("series", "observed"))
-        return {"values": torch.from_numpy(values), "observed": torch.from_numpy(observed)}
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Features:
         """Vectors of the steps; those without a value are masked."""
@@ -319,16 +312,6 @@ class FracastBackbone(Backbone):
         scaled, least, span = _scaled(features.inputs["values"], observed)
         found: Tensor = self._head(features.hidden, scaled, observed).float()
         return found * span.unsqueeze(-1) + least.unsqueeze(-1)
-
-    @property
-    def lengths(self) -> Sequence[int]:
-        """Of 1, 2 and 4 channels."""
-        return [channels * self._context for channels in (1, 2, 4)]
-
-    def sample(self, row: int, length: int) -> Tokens:
-        """Channels of noise."""
-        values = np.random.default_rng(row).standard_normal((length // self._context, self._context), np.float32)
-        return {"series": values, "observed": np.ones(values.shape, bool)}
 
 
 def _scaled(values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:

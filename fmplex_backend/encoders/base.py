@@ -22,6 +22,8 @@ class EncodedRow:
     """Positions of the backbone that it takes, padding apart."""
     offsets: list[tuple[int, int]] | None = None
     """Per token, the characters of the text that it stands for, (0, 0) for special tokens; where that was asked for."""
+    steps: int | None = None
+    """Of a series, those that the backbone sees of it."""
 
 
 class Encoder(ABC):

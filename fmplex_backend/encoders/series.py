@@ -26,7 +26,10 @@ class SeriesEncoder(Encoder):
         self._own = own
 
     def encode(self, spec: EncoderSpec, inputs: Mapping[str, Array], *, offsets: bool = False) -> list[EncodedRow]:
-        """See `Encoder`; a row is ``series`` float32 and ``observed`` bool, both [channels, context]."""
+        """See `Encoder`; a row is ``series`` float32 and ``observed`` bool, both [sequences, context].
+
+        A sequence for each channel; with ``spec.backwards`` then one more for each, from its last step to its first.
+        """
         assert isinstance(spec, SeriesSpec)
         rows = check_tensors(spec, inputs)
         _, channels, steps = inputs["series"].shape
@@ -46,11 +49,11 @@ class SeriesEncoder(Encoder):
         kept = slice(max(0, steps - limit), None)
         observed = inputs["observed"][..., kept] if spec.observed else None
         return [
-            self._row(row, inputs["series"][row, :, kept], None if observed is None else observed[row])
+            self._row(row, spec, inputs["series"][row, :, kept], None if observed is None else observed[row])
             for row in range(rows)
         ]
 
-    def _row(self, row: int, series: Array, observed: Array | None) -> EncodedRow:
+    def _row(self, row: int, spec: SeriesSpec, series: Array, observed: Array | None) -> EncodedRow:
         finite = np.isfinite(series)
         known = np.ones(series.shape, bool) if observed is None else observed
         if (known & ~finite).any():
@@ -68,4 +71,6 @@ class SeriesEncoder(Encoder):
         mask = np.zeros((channels, self._own.context), bool)
         whole[:, -steps:] = np.where(known, series, whole[:, -steps:])
         mask[:, -steps:] = known
-        return EncodedRow({"series": whole, "observed": mask}, channels * self._own.positions)
+        if spec.backwards:
+            whole, mask = (np.concatenate([array, array[:, ::-1]]) for array in (whole, mask))
+        return EncodedRow({"series": whole, "observed": mask}, len(whole) * self._own.positions, steps=steps)

@@ -48,7 +48,8 @@ class Answering:
             rows = [members[g.stamp.generation][1] for g in generations]
             physical = [place[row] for own in rows for row in own]
             try:
-                extents = channels if generations[0].artifact.kind == "forecast" else lengths
+                artifact = generations[0].artifact
+                extents = [count // artifact.sequences for count in channels] if artifact.by_channel else lengths
                 groups += self._run(generations, rows, physical, features, [extents[p] for p in physical])
             except Exception as error:  # heads that fail take their own rows with them, not their neighbours'
                 if is_device_fault(error):

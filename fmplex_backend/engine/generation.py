@@ -12,15 +12,10 @@ from torch import Tensor
 from fmplex_backend.adapters.adapter import Adapter, make_adapter
 from fmplex_backend.adapters.bank import Stamp
 from fmplex_backend.backbones.base import Backbone
-from fmplex_backend.heads.projections import (
-    Projection,
-    Similarity,
-    linear,
-    native_forecast,
-    prototypes,
-    transformers_head,
-)
-from fmplex_backend.repository.artifact import Artifact
+from fmplex_backend.backbones.facts import SeriesInput
+from fmplex_backend.heads.projections import Projection, Similarity, linear, prototypes, transformers_head
+from fmplex_backend.heads.series import linear_forecast, native_forecast, stepwise
+from fmplex_backend.repository.artifact import STEPWISE, Artifact
 from fmplex_backend.repository.packed import head_width
 
 TABLES = ("lora_A", "lora_B", "bias_delta", "bias", "magnitude", "out_scale", "in_scale", "prompt", "head")
@@ -79,6 +74,10 @@ def prepare(
         projection = native_forecast(artifact, backbone)
     elif artifact.head == "prototypes":
         projection = prototypes(artifact, parameters)
+    elif artifact.kind == "forecast":
+        projection = linear_forecast(artifact, parameters)
+    elif artifact.kind in STEPWISE:
+        projection = stepwise(artifact, parameters)
     else:
         projection = linear(artifact, parameters)
     adapter = make_adapter(tables, backbone.model, dtype) if artifact.adapter else None
@@ -92,6 +91,9 @@ def prepare(
 def _width(artifact: Artifact, parameters: dict[str, Tensor], backbone: Backbone) -> int:
     if artifact.labels is not None:
         return len(artifact.labels)
+    if artifact.kind in STEPWISE:
+        assert isinstance(backbone.facts.input, SeriesInput)
+        return backbone.facts.input.context
     if (weight := parameters.get("weight")) is not None and artifact.head == "linear":
         return len(weight)
     return head_width(artifact, backbone.facts) if artifact.head == "identity" else 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,6 +105,17 @@ def _forecast(raw: Tensor, lengths: list[int], parts: Sequence[Part]) -> Iterato
         }
 
 
+def _imputation(raw: Tensor, lengths: list[int], parts: Sequence[Part]) -> Iterator[Columns]:
+    matrix = raw.numpy()
+    for part in parts:
+        yield {"matrix": [matrix[row, : lengths[row]] for row in range(part.start, part.stop)]}
+
+
+def _anomaly(raw: Tensor, lengths: list[int], parts: Sequence[Part]) -> Iterator[Columns]:
+    for columns in _imputation(raw, lengths, parts):
+        yield columns | {"vector": np.array([[scores.max()] for scores in columns["matrix"]], np.float32)}
+
+
 _KINDS: dict[str, Callable[[Tensor, list[int], Sequence[Part]], Iterator[Columns]]] = {
     "classification": _classification,
     "multi_label": _multi_label,
@@ -111,6 +123,8 @@ _KINDS: dict[str, Callable[[Tensor, list[int], Sequence[Part]], Iterator[Columns
     "embedding": _embedding,
     "token_classification": _token_classification,
     "forecast": _forecast,
+    "imputation": _imputation,
+    "anomaly": _anomaly,
 }
 
 
@@ -118,7 +132,7 @@ def answers(kind: str, raw: Tensor, lengths: list[int], parts: Sequence[Part]) -
     """For each of ``parts``, all of one ``kind``, its columns, and per row whether all that belongs to it is finite.
 
     ``raw``: fp32 on the CPU, [rows, width], or [rows, t, width] for rows of ``lengths`` positions, or of a forecast
-    [rows, channels, steps, width] for rows of ``lengths`` channels.
+    [rows, channels, steps, width] for rows of ``lengths`` channels, or by step [rows, channels, steps] of those.
     """
     finite = raw.isfinite().numpy()
     columns = _KINDS[kind](raw, lengths, parts)

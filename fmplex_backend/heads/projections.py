@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fmplex_backend.backbones.base import Backbone, Features
-from fmplex_backend.backbones.facts import BackboneFacts, SeriesInput
+from fmplex_backend.backbones.base import Features
+from fmplex_backend.backbones.facts import BackboneFacts
 from fmplex_backend.errors import Refused
 from fmplex_backend.repository.artifact import Artifact
 from fmplex_backend.repository.modalities import Modality
@@ -90,29 +90,6 @@ class Similarity(Projection):
         """See `Projection`: [rows, 1]."""
         first, last = (features.pooled(part)[rows] for part in ("cls", "last"))
         return nn.functional.cosine_similarity(first, last).unsqueeze(-1)
-
-
-class NativeForecast(Projection):
-    """The backbone's own forecasting head, cut to a vFM's horizon and quantiles."""
-
-    def __init__(self, backbone: Backbone, horizon: int, quantiles: Sequence[int]) -> None:
-        """``quantiles``: their places among the backbone's own."""
-        self._backbone, self._horizon, self._quantiles = backbone, horizon, list(quantiles)
-
-    def __call__(self, features: Features, rows: Tensor) -> Tensor:
-        """[rows, most channels, horizon, quantiles]; 0 in channels that a row does not have."""
-        chosen = features.of_rows(rows.tolist())
-        found = self._backbone.forecast(chosen)[:, : self._horizon, self._quantiles]
-        return nn.utils.rnn.pad_sequence(torch.split(found, chosen.channels()), batch_first=True)  # type: ignore[arg-type]
-
-
-def native_forecast(artifact: Artifact, backbone: Backbone) -> NativeForecast:
-    """The projection of head ``native``, which `repository.packed` has checked."""
-    own = backbone.facts.input
-    assert isinstance(own, SeriesInput)
-    assert artifact.horizon is not None
-    places = [own.quantiles.index(float(label)) for label in artifact.labels or ()]
-    return NativeForecast(backbone, artifact.horizon, places)
 
 
 class Prototypes(Projection):

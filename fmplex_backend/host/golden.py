@@ -22,7 +22,7 @@ from fmplex_backend.errors import EngineFailure, FMplexError, InvalidInput, Quar
 from fmplex_backend.host.dispatcher import Dispatcher
 from fmplex_backend.host.generations import Generation
 from fmplex_backend.host.requests import Ask, Member, Pending, Reply, RowTask
-from fmplex_backend.repository.golden import GOLDEN_FILE, Golden, answers_by_token, compare
+from fmplex_backend.repository.golden import GOLDEN_FILE, Golden, compare, golden_socket
 from fmplex_backend.repository.sockets import output_name
 from fmplex_backend.scheduling.interface import VfmPolicy
 
@@ -107,7 +107,7 @@ class GoldenChecks:
     def _submit(self, generation: Generation, golden: Golden, reply: Future[Reply]) -> None:
         """Queue the golden rows; the answers, or an error, go to ``reply``. Raises `FMplexError`."""
         name = f"{generation.vfm}/golden/{generation.number}"  # no folder's name has a slash: it is nobody else's
-        socket = _socket(generation)
+        socket = golden_socket(generation.artifact)
         try:
             encoded = [
                 row
@@ -117,7 +117,7 @@ class GoldenChecks:
         except InvalidInput as error:
             raise Refused(f"{GOLDEN_FILE}: {error}") from None
         ask = Ask(frozenset({output_name(0, socket)}), {}, reply.set_result, request_id="golden rows")
-        member = Member(generation, 0, frozenset({socket}), [None] * len(encoded))
+        member = Member.of(generation, 0, frozenset({socket}), encoded)
         request = Pending(ask, [member])
         deadline = time.monotonic() + QUEUE_SECONDS
         rows = [RowTask(request, member, place, row).row(name, deadline) for place, row in enumerate(encoded)]
@@ -154,9 +154,3 @@ class GoldenChecks:
         except Refused as error:
             return Verdict(generation, True, error)
         return Verdict(generation, True)
-
-
-def _socket(generation: Generation) -> str:
-    if generation.artifact.kind == "forecast":
-        return "volume"
-    return "matrix" if answers_by_token(generation.artifact) else "vector"

@@ -120,7 +120,7 @@ class Intake:
             encoded = self._encoder.encode(generation.artifact.encoder, request.ask.inputs, offsets=by_token)
         except InvalidInput as error:
             raise InvalidInput(f"vFM {generation.vfm!r}: {error}") from None
-        member = Member(generation, port, sockets, [None] * len(encoded))
+        member = Member.of(generation, port, sockets, encoded)
         request.members.append(member)
         deadline = _deadline(request.ask.timeout, serving.policy.timeout_ms)
         return [

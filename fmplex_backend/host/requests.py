@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from fmplex_backend.encoders.base import EncodedRow
 from fmplex_backend.errors import FMplexError
 from fmplex_backend.host.log import Concerned
 from fmplex_backend.messages import identity
+from fmplex_backend.repository.artifact import STEPWISE
 from fmplex_backend.repository.sockets import output_name
 from fmplex_backend.scheduling.interface import Row
 
@@ -51,6 +52,13 @@ class Member:
     port: int
     sockets: frozenset[str]
     answers: list[RowAnswer | None]
+    steps: int | None = None
+    """Of every row, where it is a series."""
+
+    @classmethod
+    def of(cls, generation: Generation, port: int, sockets: frozenset[str], rows: Sequence[EncodedRow]) -> Member:
+        """One that waits for the answers to ``rows``, whose tensors have one shape."""
+        return cls(generation, port, sockets, [None] * len(rows), rows[0].steps if rows else None)
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,8 @@ def _assemble(member: Member, socket: str) -> Array:
     if socket == "info":
         return np.array([[json.dumps(a.provenance).encode()] for a in answers], dtype=object)
     values = [answer.columns[socket][answer.index] for answer in answers]
+    if socket == "matrix" and member.steps is not None and member.generation.artifact.kind in STEPWISE:
+        return np.stack([value[:, -member.steps :] for value in values])  # what is in front was filled up
     if socket == "text":
         width = max(1, *(len(v) for v in values)) if values else 1
         rows = [[label.encode() for label in v] + [b""] * (width - len(v)) for v in values]

@@ -18,7 +18,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fmplex_backend.repository.modalities import EncoderSpec, ImageTextSpec, SeriesSpec, TextSpec
 from fmplex_backend.repository.poolings import Pooling, reading
 
-Kind = Literal["classification", "multi_label", "regression", "embedding", "token_classification", "forecast"]
+Kind = Literal[
+    "classification",
+    "multi_label",
+    "regression",
+    "embedding",
+    "token_classification",
+    "forecast",
+    "imputation",
+    "anomaly",
+]
 HeadType = Literal["linear", "identity", "transformers", "prototypes", "native", "similarity"]
 
 ARTIFACT_FILE = "vfm.json"
@@ -27,6 +36,8 @@ ADAPTER_DIR = "adapter"
 
 LABELLED: frozenset[str] = frozenset({"classification", "multi_label", "token_classification"})
 """Kinds whose answers are labels by name."""
+STEPWISE: frozenset[str] = frozenset({"imputation", "anomaly"})
+"""Kinds that answer a number for each step of each channel of a series."""
 
 
 class _Strict(BaseModel):
@@ -65,7 +76,11 @@ class Artifact(_Strict):
     head: HeadType = "linear"
     """What makes the answer:
 
-    - ``linear``: head.safetensors.
+    - ``linear``: head.safetensors. Of a forecast, ``weight`` is [horizon · quantiles, width], what comes next in a
+      channel in standard deviations from its mean, by what ``pooling`` reads of this channel. Of an imputation or an
+      anomaly it is [steps of a position, hidden], likewise a position's own steps, by its vector, or for an anomaly by
+      the one before; with ``encoder.backwards`` twice as wide, that of the channel backwards behind it. An anomaly
+      has ``scale`` [1] too: by how many standard deviations a step is off whose score is 1.
     - ``identity``: the pooled vector itself (embeddings).
     - ``transformers``: the head of transformers' own task class for this backbone (``…ForSequenceClassification``,
       ``…ForTokenClassification``, ``…ForImageClassification``, ``…ForAudioClassification``), with the parameters that
@@ -73,7 +88,7 @@ class Artifact(_Strict):
     - ``prototypes``: head.safetensors has ``vectors`` [n, width], ``owners`` [n], the label's number of each, and
       ``temperature`` [1]; a label's logit is the temperature times the cosine of the row to the nearest vector of the
       label: few shots, or examples to be looked up, without training.
-    - ``native``: the backbone's own forecasting head.
+    - ``native``: the backbone's own forecasting head; ``pooling`` is ``none``.
     - ``similarity``: the cosine of the first position to the last: of an image to a text.
     """
     labels: tuple[str, ...] | None = None
@@ -106,8 +121,12 @@ class Artifact(_Strict):
             raise ValueError("kind 'classification' needs at least 2 labels")
         if self.head == "identity" and self.kind != "embedding":
             raise ValueError(f"head 'identity' is for embeddings, not for kind {self.kind!r}")
-        if (self.kind == "forecast") != (self.head == "native"):
-            raise ValueError("head 'native' forecasts, and what forecasts is head 'native'")
+        if self.head == "native" and self.kind != "forecast":
+            raise ValueError(f"head 'native' forecasts; it is not for kind {self.kind!r}")
+        if self.kind in STEPWISE:
+            self._check_stepwise()
+        elif isinstance(self.encoder, SeriesSpec) and self.encoder.backwards:
+            raise ValueError(f"'encoder.backwards' is for kinds {', '.join(sorted(STEPWISE))}, not for {self.kind!r}")
         if self.kind == "forecast":
             self._check_forecast()
         elif self.horizon is not None:
@@ -128,21 +147,42 @@ class Artifact(_Strict):
                 raise ValueError("kind 'token_classification' needs pooling 'none'")
             if isinstance(self.encoder, TextSpec) and (self.encoder.prefix or self.encoder.collapse_whitespace):
                 raise ValueError("token offsets need the text as it came: no 'prefix', no 'collapse_whitespace'")
-        elif self.pooling == "none" and self.kind not in ("embedding", "forecast") and self.head != "transformers":
+        elif (
+            self.pooling == "none"
+            and self.kind not in ("embedding", "forecast", *STEPWISE)
+            and self.head != "transformers"
+        ):
             raise ValueError(f"kind {self.kind!r} needs pooling 'mean', 'cls' or 'last'")
         if self.normalize and self.kind != "embedding":
             raise ValueError("'normalize' is for embeddings")
         self._check_reading()
         return self
 
+    @property
+    def by_channel(self) -> bool:
+        """Whether a row is answered by something for each of its channels."""
+        return self.kind == "forecast" or self.kind in STEPWISE
+
+    @property
+    def sequences(self) -> int:
+        """That the backbone makes of a channel."""
+        return 2 if isinstance(self.encoder, SeriesSpec) and self.encoder.backwards else 1
+
+    def _check_stepwise(self) -> None:
+        if not isinstance(self.encoder, SeriesSpec) or (self.pooling, self.head) != ("none", "linear") or self.labels:
+            raise ValueError(f"kind {self.kind!r} reads a series, has pooling 'none', head 'linear', and no 'labels'")
+        if self.kind == "imputation" and not self.encoder.observed:
+            raise ValueError("kind 'imputation' fills what 'observed' says is missing, so 'encoder.observed' is true")
+
     def _check_forecast(self) -> None:
-        if (
-            not isinstance(self.encoder, SeriesSpec)
-            or self.pooling != "none"
-            or self.horizon is None
-            or not self.labels
-        ):
-            raise ValueError("a forecast reads a series, has pooling 'none', a 'horizon', and quantiles for 'labels'")
+        if not isinstance(self.encoder, SeriesSpec) or self.horizon is None or not self.labels:
+            raise ValueError("a forecast reads a series, has a 'horizon', and quantiles for 'labels'")
+        how = reading(self.pooling)
+        if self.head not in ("native", "linear") or (how is None) != (self.head == "native") or (how and how.each):
+            raise ValueError(
+                "a forecast has head 'native' and pooling 'none', or head 'linear' and a pooling, which is of each "
+                "channel by itself without 'each:'"
+            )
         try:
             quantiles = [float(label) for label in self.labels]
         except ValueError:

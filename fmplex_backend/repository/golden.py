@@ -31,7 +31,7 @@ from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, ValidationError,
 
 from fmplex_backend.arrays import Array
 from fmplex_backend.errors import Refused
-from fmplex_backend.repository.artifact import Artifact
+from fmplex_backend.repository.artifact import STEPWISE, Artifact
 from fmplex_backend.repository.config import explain
 from fmplex_backend.repository.modalities import TENSORS
 from fmplex_backend.repository.safe_files import inside, read_json
@@ -124,8 +124,8 @@ class Golden(_Strict):
     format: Literal[1] = 1
     inputs: Annotated[tuple[GoldenRow, ...], Field(min_length=1, max_length=MAX_ROWS)]
     outputs: tuple[Any, ...]
-    """Per row a list of numbers (logits, values or the embedding), by token a list of such lists, of a forecast a list
-    for each channel of lists for each step."""
+    """Per row a list of numbers (logits, values or the embedding), by token a list of such lists, by step
+    a list for each channel, of a forecast a list for each channel of lists for each step."""
     dtype: Literal["fp32"] = "fp32"
     """What the outputs were computed in."""
     made_with: dict[str, str] = {}
@@ -146,7 +146,7 @@ class Golden(_Strict):
 
     @property
     def arrays(self) -> list[Array]:
-        """The outputs, fp32: per row [width], [tokens, width], or [channels, steps, width]."""
+        """The outputs, fp32: per row [width], [tokens, width], [channels, steps], or [channels, steps, width]."""
         return [np.array(row, np.float32) for row in self.outputs]
 
 
@@ -191,10 +191,19 @@ def _check_fit(golden: Golden, artifact: Artifact, width: int) -> None:
     shape: list[Any] = ["tokens", width] if answers_by_token(artifact) else [width]
     if artifact.kind == "forecast":
         shape = ["channels", artifact.horizon, width]
+    if artifact.kind in STEPWISE:
+        shape = ["channels", "steps"]
     for place, row in enumerate(golden.arrays):
-        if row.ndim != len(shape) or row.shape[-1] != width or (row.ndim == 3 and row.shape[1] != shape[1]):
+        if row.ndim != len(shape) or any(type(n) is int and n != row.shape[axis] for axis, n in enumerate(shape)):
             fitting = f"[{', '.join(map(str, shape))}]"
             raise Refused(f"{GOLDEN_FILE}: outputs.{place} has shape {list(row.shape)}; with this artifact {fitting}")
+
+
+def golden_socket(artifact: Artifact) -> str:
+    """The socket whose answers golden rows have."""
+    if artifact.kind == "forecast":
+        return "volume"
+    return "matrix" if answers_by_token(artifact) or artifact.kind in STEPWISE else "vector"
 
 
 def answers_by_token(artifact: Artifact) -> bool:

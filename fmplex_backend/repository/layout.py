@@ -18,6 +18,8 @@ KIND_SOCKETS: dict[str, dict[str, str]] = {
     "regression": {"values": "vector"},
     "embedding": {"embedding": "vector"},
     "forecast": {"forecast": "volume", "quantiles": "text"},
+    "imputation": {"filled": "matrix"},
+    "anomaly": {"anomaly": "vector", "anomaly_scores": "matrix"},
     "token_classification": {"logits": "matrix", "token_scores": "scores", "token_labels": "text"},
 }
 """Per kind, the ensemble outputs that ``fmplex task`` gives a vFM and the socket behind each."""
@@ -40,6 +42,10 @@ def socket_dims(kind: Kind, pooling: Pooling, width: int) -> dict[str, list[int]
         return {"matrix": [-1, width], "scores": [-1], "text": [-1], "info": [1]}
     if kind == "forecast":
         return {"volume": [-1, -1, width], "text": [width], "info": [1]}
+    if kind == "imputation":
+        return {"matrix": [-1, -1], "info": [1]}
+    if kind == "anomaly":
+        return {"vector": [1], "matrix": [-1, -1], "info": [1]}
     if kind == "embedding" and pooling == "none":
         return {"matrix": [-1, width], "info": [1]}
     return {"vector": [width], "info": [1]}

@@ -137,6 +137,9 @@ class SeriesSpec(_Spec):
     """Of a longer row keep the latest steps; if False it is an error."""
     observed: bool = False
     """Takes a second tensor, ``observed``: False where the series has no value."""
+    backwards: bool = False
+    """Every channel goes through the backbone a second time with its last step first, so that a head knows what comes
+    after a step from a backbone that looks back only."""
 
     @property
     def tensors(self) -> tuple[str, ...]:

@@ -57,7 +57,8 @@ class VersionContent:
     head: dict[str, Array]
     """By the names that `Artifact.head` says; of ``transformers``, by transformers' own."""
     width: int
-    """Outputs of the head: labels, targets, quantiles, or the embedding's dimensions."""
+    """Outputs of the head: labels, targets, quantiles, the embedding's dimensions; of what answers by step, the most
+    steps."""
 
 
 def read_artifact(version_dir: Path, root: Path) -> Artifact:
@@ -93,6 +94,8 @@ def read_version(version_dir: Path, root: Path, facts: BackboneFacts, max_rank: 
     head = read_tensors(version_dir / HEAD_FILE, root)
     if artifact.head == "prototypes":
         return VersionContent(artifact, adapter, head, _check_prototypes(head, artifact, facts))
+    if artifact.by_channel:
+        return VersionContent(artifact, adapter, head, _check_by_channel(head, artifact, facts))
     return VersionContent(artifact, adapter, head, _check_linear(head, artifact, facts))
 
 
@@ -181,6 +184,30 @@ def _check_linear(head: dict[str, Array], artifact: Artifact, facts: BackboneFac
         )
     if "bias" in head and head["bias"].shape != (width,):
         raise Refused(f"{HEAD_FILE}: bias has shape {list(head['bias'].shape)}; it is [{width}]")
+    return width
+
+
+def _check_by_channel(head: dict[str, Array], artifact: Artifact, facts: BackboneFacts) -> int:
+    """Of a forecast by a head of its own, or of what answers by step."""
+    own, reads = facts.input, width_of(artifact.pooling, facts.hidden_size)
+    assert isinstance(own, SeriesInput)
+    if artifact.kind == "forecast":
+        width = len(artifact.labels or ())
+        shapes = {"weight": ((artifact.horizon or 0) * width, reads), "bias": ((artifact.horizon or 0) * width,)}
+    elif not own.patch:
+        raise Refused(f"backbone {facts.spec!r} does not give each step to one position, so it cannot answer by step")
+    else:
+        width = own.context
+        shapes = {"weight": (own.patch, reads * artifact.sequences), "bias": (own.patch,)}
+        if artifact.kind == "anomaly":
+            shapes["scale"] = (1,)
+    if head.keys() != shapes.keys():
+        raise Refused(f"{HEAD_FILE}: holds {sorted(head)}; of this kind it is {sorted(shapes)}")
+    if wrong := [name for name, shape in shapes.items() if head[name].shape != shape]:
+        given, wanted = list(head[wrong[0]].shape), list(shapes[wrong[0]])
+        raise Refused(f"{HEAD_FILE}: {wrong[0]} has shape {given}; with this backbone and {ARTIFACT_FILE} {wanted}")
+    if "scale" in head and not head["scale"][0] > 0:
+        raise Refused(f"{HEAD_FILE}: scale is {head['scale'].tolist()}; it is one number above 0")
     return width
 
 

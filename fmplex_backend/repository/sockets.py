@@ -34,7 +34,9 @@ SOCKETS: dict[str, Socket] = {
     for socket in (
         Socket("vector", "TYPE_FP32", 1, "one vector a row: logits, values or an embedding"),
         Socket("scores", "TYPE_FP32", 1, "probabilities: per label, or per token that of its label"),
-        Socket("matrix", "TYPE_FP32", 2, "one matrix a row: logits or vectors per token"),
+        Socket(
+            "matrix", "TYPE_FP32", 2, "one matrix a row: logits or vectors per token, or a number per channel and step"
+        ),
         Socket("volume", "TYPE_FP32", 3, "one volume a row"),
         Socket("text", "TYPE_STRING", 1, "labels by name"),
         Socket("info", "TYPE_STRING", 1, "the answer's provenance, a JSON object"),

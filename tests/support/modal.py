@@ -16,11 +16,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from fmplex_backend.backbones.base import Backbone
+from fmplex_backend.backbones.facts import SeriesInput
 from fmplex_backend.backbones.registry import load_backbone
 from fmplex_backend.encoders.choice import make_encoder
 from fmplex_backend.engine.worker import Worker
 from fmplex_backend.messages import BatchDone, LoadGeneration, RunBatch, Tokens
-from fmplex_backend.repository.artifact import LABELLED, Artifact, BackboneRef
+from fmplex_backend.repository.artifact import LABELLED, STEPWISE, Artifact, BackboneRef
 from fmplex_backend.repository.packed import head_width, pack, read_version
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -72,10 +73,22 @@ def write_task(folder: Path, task: Task, backbone: Backbone, plain: Any, seed: i
                     parameter.data = parameter * (1 + 0.3 * noise) if "magnitude" in name else parameter + 0.1 * noise
             model.save_pretrained(folder / "adapter")
         if task.head == "linear":
-            width = head_width(artifact, backbone.facts)
-            head = {"weight": 0.1 * torch.randn(task.outputs, width), "bias": torch.randn(task.outputs)}
+            outputs, width = _head_shape(task, artifact, backbone)
+            head = {"weight": 0.1 * torch.randn(outputs, width), "bias": torch.randn(outputs)}
+            if task.kind == "anomaly":
+                head["scale"] = torch.tensor([0.7])
             save_file(head, folder / "head.safetensors")
     return artifact
+
+
+def _head_shape(task: Task, artifact: Artifact, backbone: Backbone) -> tuple[int, int]:
+    width = head_width(artifact, backbone.facts)
+    if task.kind == "forecast":
+        return (task.horizon or 0) * len(task.labels or ()), width
+    if task.kind in STEPWISE:
+        assert isinstance(backbone.facts.input, SeriesInput)
+        return backbone.facts.input.patch, width * artifact.sequences
+    return task.outputs, width
 
 
 def with_adapter(plain: Any, version: Path) -> Any:
@@ -112,12 +125,17 @@ class Served:
         """Make and load a task; its version directory."""
         version = self.folder / str(number)
         write_task(version, task, self.backbone, plain, seed=number)
+        self.load(number, version)
+        return version
+
+    def load(self, number: int, version: Path) -> None:
+        """Load a version that is there."""
         content = read_version(version, version, self.backbone.facts, 64)
-        pack(content, version / "packed.safetensors")
-        loaded = self.worker.load(LoadGeneration(number, f"vfm{number}", 1, str(version / "packed.safetensors")))
+        packed = self.folder / f"{number}.safetensors"
+        pack(content, packed)
+        loaded = self.worker.load(LoadGeneration(number, f"vfm{number}", 1, str(packed)))
         assert loaded.error is None, loaded.error
         self.artifacts[number] = content.artifact
-        return version
 
     def encode(self, number: int, row: Tensors) -> Tokens:
         """A row as the host sends it."""
@@ -137,6 +155,6 @@ def answers_of(done: BatchDone, rows: int) -> list[NDArray[np.float32]]:
     found: dict[int, NDArray[np.float32]] = {}
     for group in done.groups:
         assert not group.errors, group.errors
-        [column] = [group.columns[name] for name in ("vector", "matrix", "volume") if name in group.columns]
+        column = next(group.columns[name] for name in ("volume", "matrix", "vector") if name in group.columns)
         found |= zip(group.rows, column, strict=True)
     return [np.asarray(found[row]) for row in range(rows)]

@@ -249,7 +249,7 @@ def test_forecasts_among_others(tmp_path: Path) -> None:
         ({"labels": ("0.2",)}, "quantile 0.2 is none of the backbone's, 0.1, 0.5, 0.9"),
         ({"labels": ("0.9", "0.1")}, "quantiles between 0 and 1, ascending"),
         ({"labels": ("half",)}, "quantiles between 0 and 1, ascending"),
-        ({"horizon": None}, "has pooling 'none', a 'horizon'"),
+        ({"horizon": None}, "a forecast reads a series, has a 'horizon'"),
         ({"kind": "regression"}, "head 'native' forecasts"),
     ],
 )

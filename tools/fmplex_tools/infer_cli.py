@@ -17,12 +17,14 @@ from rich.table import Table
 
 from fmplex_backend.errors import InvalidInput
 from fmplex_client import (
+    Anomaly,
     Answer,
     Classification,
     Client,
     Embedding,
     FMplexClientError,
     Forecast,
+    Imputation,
     MultiLabel,
     Regression,
     Tensors,
@@ -193,6 +195,13 @@ def describe(result: Result) -> str:
     if isinstance(result, Forecast):
         median = result.median if result.quantiles else result.values[..., 0]
         return "; ".join(", ".join(f"{value:.4g}" for value in channel) for channel in median)
+    if isinstance(result, Imputation):
+        return "; ".join(", ".join(f"{value:.4g}" for value in channel) for channel in result.values)
+    if isinstance(result, Anomaly):
+        if result.scores is None:
+            return f"{result.score:.3f}"
+        channel, step = np.unravel_index(int(result.scores.argmax()), result.scores.shape)
+        return f"{result.score:.3f}, at step {step} of channel {channel}"
     return ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in result.tensors.items())
 
 

@@ -1,11 +1,10 @@
 """``fmplex task``: make, train, import, list, change and remove vFMs. A thin layer over `fmplex_tools.tasks`.
 
-Its commands about signatures are in `fmplex_tools.task_sign_cli`.
+Its commands about series are in `fmplex_tools.task_series_cli`, those about signatures in `fmplex_tools.task_sign_cli`.
 """
 
 from __future__ import annotations
 
-import os
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,8 +15,9 @@ from typer.core import TyperGroup
 from fmplex_backend.errors import FMplexError, InvalidInput
 from fmplex_backend.repository.config import fm_settings
 from fmplex_backend.repository.modalities import SPECS, EncoderSpec, Modality, SeriesSpec, TextSpec
-from fmplex_tools import task_sign_cli
+from fmplex_tools import task_series_cli, task_sign_cli
 from fmplex_tools.console import DEFAULT_REPOSITORY, err, fail, out
+from fmplex_tools.task_arguments import Fm, Name, Repository, SignWith, Weight, before_torch, key_in, names, policy
 from fmplex_tools.tasks import (
     Columns,
     Examples,
@@ -63,6 +63,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(task_series_cli.app)
 app.add_typer(task_sign_cli.app)
 
 
@@ -91,9 +92,6 @@ class AdapterName(str, Enum):
     lora = "lora"
 
 
-Name = Annotated[str, typer.Argument(help="Name of the vFM.")]
-Repository = Annotated[Path, typer.Option("--repository", "-r", help="Model repository.")]
-Fm = Annotated[str, typer.Option("--fm", help="Physical FM that it runs on.")]
 Data = Annotated[Path, typer.Option("--data", "-d", help="csv, tsv, jsonl or parquet file.")]
 Text = Annotated[str | None, typer.Option("--text", help="Column with the text (or lists of words).")]
 Label = Annotated[str | None, typer.Option("--label", help="Column with the label; none makes an embedding.")]
@@ -132,10 +130,6 @@ Dimensions = Annotated[int | None, typer.Option("--dimensions", help="Embedding:
 Threshold = Annotated[float, typer.Option("--threshold", help="Multi-label: probability that gives a label.")]
 Separator = Annotated[str, typer.Option("--separator", help="Multi-label: between labels.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of split and training.")]
-Weight = Annotated[float | None, typer.Option("--weight", help="Share of the device (default 1).")]
-SignWith = Annotated[
-    Path | None, typer.Option("--sign-with", metavar="KEY", help="Private key to sign the version with.")
-]
 
 
 @app.command("create")
@@ -208,48 +202,9 @@ def create(
         max_test_rows=max_test_rows,
         seed=seed,
     )
-    parameters = {} if weight is None else {"weight": f"{weight:g}"}
-    key = _key(sign_with)
+    parameters = policy(weight)
+    key = key_in(sign_with)
     _run("create_task", repository, name, examples, chosen, fm=fm, parameters=parameters, sign_with=key)
-
-
-@app.command("forecast")
-def forecast(
-    name: Name,
-    fm: Fm = "fracast",
-    repository: Repository = DEFAULT_REPOSITORY,
-    horizon: Annotated[int | None, typer.Option(min=1, help="Steps to forecast; all that the backbone does.")] = None,
-    quantiles: Annotated[str, typer.Option(help="Some of the backbone's, e.g. 0.1,0.5,0.9; all unless told.")] = "",
-    channels: Annotated[int | None, typer.Option(min=1, help="Of every series; any number unless told.")] = None,
-    gaps: Annotated[bool, typer.Option("--gaps", help="Series may lack values: it takes 'observed' too.")] = False,
-    weight: Weight = None,
-    sign_with: SignWith = None,
-) -> None:
-    """Put a vFM that forecasts by its backbone's own head into the repository; nothing is trained.
-
-    Examples:
-
-      fmplex task forecast demand --horizon 24
-
-      fmplex task forecast load -r /srv/models --quantiles 0.1,0.5,0.9 --gaps
-    """
-    from fmplex_tools.tasks.forecasting import create_forecast
-
-    try:
-        wanted = [float(part) for part in _names(quantiles)]
-    except ValueError:
-        raise InvalidInput(f"--quantiles {quantiles!r}: write numbers between 0 and 1, e.g. 0.1,0.5,0.9") from None
-    result = create_forecast(
-        repository,
-        name,
-        fm=fm,
-        horizon=horizon,
-        quantiles=wanted,
-        encoder=SeriesSpec(channels=channels, observed=gaps),
-        parameters={} if weight is None else {"weight": f"{weight:g}"},
-        sign_with=_key(sign_with),
-    )
-    out.print(result_table(result))
 
 
 @app.command("zero-shot")
@@ -279,11 +234,11 @@ def zero_shot(
     result = create_zero_shot(
         repository,
         name,
-        _names(labels),
+        names(labels),
         fm=fm,
         templates=template or [TEMPLATE],
-        parameters={} if weight is None else {"weight": f"{weight:g}"},
-        sign_with=_key(sign_with),
+        parameters=policy(weight),
+        sign_with=key_in(sign_with),
     )
     out.print(result_table(result))
 
@@ -353,7 +308,7 @@ def train(
     )
     row, modality = _row_column(text, image, audio, series)
     examples = _read(data, test, Columns(row, label, pair, group, split, modality))
-    _run("train_task", repository, name, examples, chosen, sign_with=_key(sign_with))
+    _run("train_task", repository, name, examples, chosen, sign_with=key_in(sign_with))
     if info.pinned:
         out.print(
             f"version {info.version} is pinned and goes on being served; `fmplex task set {name} --version latest`"
@@ -404,8 +359,8 @@ def import_(
         normalize=normalize,
         encoder=encoder,
     )
-    parameters = {} if weight is None else {"weight": f"{weight:g}"}
-    key = _key(sign_with)
+    parameters = policy(weight)
+    key = key_in(sign_with)
     result = import_task(repository, name, checkpoint, options, fm=fm, parameters=parameters, sign_with=key)
     _tell(repository, result, signed=key is not None)
     if (trained_on := base_model_of(checkpoint)) not in (None, result.artifact.backbone.name):
@@ -547,7 +502,7 @@ def _lora(
     given: dict[str, Any] = {
         "rank": rank,
         "alpha": alpha,
-        "target_modules": None if target_modules is None else _names(target_modules),
+        "target_modules": None if target_modules is None else names(target_modules),
         "layers": None if layers is None else _numbers(layers),
         "rslora": rslora or None,
         "epochs": epochs,
@@ -595,14 +550,10 @@ def _encoder(
     return base.model_copy(update={key: value for key, value in given.items() if value is not None})
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 def _numbers(text: str) -> tuple[int, ...]:
     """``3,4,5`` or ``3-5``."""
     numbers: set[int] = set()
-    for part in _names(text):
+    for part in names(text):
         first, dash, last = part.partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
             raise InvalidInput(f"--layers {text!r}: write numbers, e.g. 3,4,5 or 3-5")
@@ -619,17 +570,8 @@ def _read(data: Path, test: Path | None, columns: Columns) -> Examples:
     return join_test(examples, read_examples(test, columns))
 
 
-def _key(sign_with: Path | None) -> Any:
-    if sign_with is None:
-        return None
-    from fmplex_tools.tasks.signing import load_key
-
-    return load_key(sign_with)
-
-
 def _run(verb: str, repository: Path, name: str, examples: Examples, options: TaskOptions, **more: Any) -> None:
-    # Read when torch is loaded: OpenMP's spinning threads stall for seconds on a shared CPU.
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    before_torch()
     with out.status("loading PyTorch and the backbone"):
         from fmplex_tools.tasks import api
     from fmplex_tools.tasks.progress import Reporter, progress_bars

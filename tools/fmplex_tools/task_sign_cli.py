@@ -8,11 +8,10 @@ from typing import Annotated
 import typer
 
 from fmplex_tools.console import DEFAULT_REPOSITORY, err, out
+from fmplex_tools.task_arguments import Name, Repository
 
 app = typer.Typer()
 
-Name = Annotated[str, typer.Argument(help="Name of the vFM.")]
-Repository = Annotated[Path, typer.Option("--repository", "-r", help="Model repository.")]
 Version = Annotated[int | None, typer.Option("--version", min=1, help="By default the one to be served.")]
 
 

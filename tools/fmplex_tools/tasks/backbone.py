@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 from transformers.utils.logging import disable_progress_bar
 
 from fmplex_backend.backbones.base import Features
-from fmplex_backend.backbones.facts import SeriesInput
 from fmplex_backend.backbones.registry import load_backbone as load_plugin
 from fmplex_backend.encoders.choice import make_encoder
 from fmplex_backend.encoders.text import TextEncoder
 from fmplex_backend.errors import InvalidInput, NotFound, Refused
 from fmplex_backend.messages import Tokens
-from fmplex_backend.repository.artifact import Artifact, BackboneRef
+from fmplex_backend.repository.artifact import BackboneRef
 from fmplex_backend.repository.config import CONFIG_FILE, FMSettings, fm_settings, is_physical, read_config
 from fmplex_backend.repository.layout import physical_fms
 from fmplex_backend.repository.modalities import EncoderSpec, TextSpec
@@ -117,12 +116,9 @@ class Backbone:
         counts = plugin.sequences(chosen)
         return features if counts is None else replace(features, counts=counts)
 
-    def forecast(self, features: Features, artifact: Artifact) -> torch.Tensor:
-        """The native forecast of ``artifact``: fp32 [sequences, horizon, quantiles]."""
-        own = self.facts.input
-        assert isinstance(own, SeriesInput)
-        places = [own.quantiles.index(float(label)) for label in artifact.labels or ()]
-        return self._plugin.forecast(features)[:, : artifact.horizon, places]
+    def forecast(self, features: Features) -> torch.Tensor:
+        """By the backbone's own head: fp32 [sequences, horizon, quantiles], all that it has."""
+        return self._plugin.forecast(features)
 
     def features(
         self,
@@ -139,7 +135,7 @@ class Backbone:
         training rows only; whatever is reported is computed in fp32.
         """
         found: dict[int, NDArray[np.float32]] = {}
-        for rows, features in self._run(encoded, model, fast, advance):
+        for rows, features in self.run(encoded, model, fast, advance):
             found |= zip(rows, features.pooled(pooling).cpu().numpy(), strict=True)
         return np.stack([found[row] for row in range(len(encoded))])
 
@@ -149,15 +145,16 @@ class Backbone:
         """One fp32 [tokens of the row, hidden] a row, special tokens included; ``fast`` as in `features`."""
         found: dict[int, NDArray[np.float32]] = {}
         lengths = encoded.lengths()
-        for rows, features in self._run(encoded, model, fast, advance):
+        for rows, features in self.run(encoded, model, fast, advance):
             for place, row in enumerate(rows):
                 found[row] = features.hidden[place, : lengths[row]].float().cpu().numpy()
         return [found[row] for row in range(len(encoded))]
 
     @torch.inference_mode()
-    def _run(
-        self, encoded: Encoded, model: Any, fast: bool, advance: Advance | None
+    def run(
+        self, encoded: Encoded, model: Any = None, fast: bool = False, advance: Advance | None = None
     ) -> Iterator[tuple[list[int], Features]]:
+        """Rows in batches of like length, and what the backbone makes of each batch; options as of `features`."""
         for rows in batches_by_length(encoded.lengths(), FEATURE_BATCH_POSITIONS):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=fast and native_bf16(self.device)):
                 features = self.forward(encoded, rows, model)

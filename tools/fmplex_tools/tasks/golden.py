@@ -23,6 +23,8 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
+from fmplex_backend.backbones.base import Features
+from fmplex_backend.backbones.facts import SeriesInput
 from fmplex_backend.backbones.folder import local_folder
 from fmplex_backend.encoders.text import prepare
 from fmplex_backend.errors import InvalidInput
@@ -132,15 +134,56 @@ class _Plain:
 
     @torch.inference_mode()
     def answer(self, row: GoldenRow) -> Any:
-        """Logits, values or embedding of a row that is no text: fp32 [width], or [positions, width]."""
+        """Logits, values or embedding of a row that is no text: fp32 [width], or [positions, width]; see `Golden`."""
         encoded = self._backbone.encode_tensors(row.tensors, self._artifact.encoder)
         if self._artifact.head == "transformers":
             inputs = self._backbone.forward(encoded, [0]).inputs
             return self._finished(self._model(**inputs).logits[0])
         features = self._backbone.forward(encoded, [0], self._model)
-        if self._artifact.head == "native":
-            return self._backbone.forecast(features, self._artifact).float().cpu().numpy()
+        if self._artifact.by_channel:
+            return self._by_channel(features, row).float().cpu().numpy()
         return self._finished(self._headed(features.pooled(self._artifact.pooling)[0]))
+
+    def _by_channel(self, features: Features, row: GoldenRow) -> Tensor:
+        """Of one row: [channels, horizon, quantiles] of a forecast, else [channels, steps]."""
+        artifact, own = self._artifact, self._backbone.facts.input
+        assert isinstance(own, SeriesInput)
+        if artifact.head == "native":
+            places = [own.quantiles.index(float(label)) for label in artifact.labels or ()]
+            return self._backbone.forecast(features)[:, : artifact.horizon, places]
+        assert self._head is not None
+        assert features.levels is not None
+        told = []
+        channels, steps = row.tensors["series"].shape[1:]
+        for channel in range(channels):
+            mean, deviation = features.levels[channel]
+            if artifact.kind == "forecast":
+                raw = self._head["weight"] @ features.of_sequences(artifact.pooling)[channel] + self._head["bias"]
+                told.append(raw.reshape(artifact.horizon, -1).sort(-1).values * deviation + mean)
+                continue
+            vectors = features.hidden[channel::channels, features.special :].float()
+            told.append(self._steps(list(vectors), mean, deviation, row, channel)[-min(steps, own.context) :])
+        return torch.stack(told)
+
+    def _steps(self, vectors: list[Tensor], mean: Tensor, deviation: Tensor, row: GoldenRow, channel: int) -> Tensor:
+        """By each position's vector, or its neighbours', one after the other."""
+        assert self._head is not None
+        anomaly, positions = self._artifact.kind == "anomaly", len(vectors[0])
+        nothing = torch.zeros_like(vectors[0][0])
+        told = []
+        for position in range(positions):
+            places = [position - anomaly, positions - 1 - (position + anomaly)]
+            read = [own[p] if p >= 0 else nothing for own, p in zip(vectors, places, strict=False)]
+            told.append(self._head["weight"] @ torch.cat(read) + self._head["bias"])
+        made = torch.cat(told)
+        series = torch.from_numpy(row.tensors["series"][0, channel])[-len(made) :]
+        mask = row.tensors.get("observed")
+        known = torch.ones(len(series), dtype=torch.bool) if mask is None else torch.from_numpy(mask[0, channel])
+        known, made = known[-len(made) :], made[-len(series) :]
+        if not anomaly:
+            return torch.where(known, series, made * deviation + mean)
+        off = ((series - mean) / deviation.clamp(min=1e-12) - made).abs() / self._head["scale"]
+        return torch.where(known, off, 0.0)
 
     def _headed(self, raw: Tensor) -> Any:
         if self._head is not None and self._artifact.head == "prototypes":

@@ -47,6 +47,19 @@ class Head:
 
 
 @dataclass(frozen=True)
+class StepsHead(Head):
+    """What tells a position's own steps; with ``scale``, by how much it is off where that is odd."""
+
+    scale: float | None = None
+
+    @property
+    def tensors(self) -> dict[str, Array]:
+        """As head.safetensors holds them."""
+        scale = {} if self.scale is None else {"scale": np.array([self.scale], np.float32)}
+        return super().tensors | scale
+
+
+@dataclass(frozen=True)
 class PrototypeHead:
     """Cosines to vectors that stand for labels: the mean of each label's rows, or the rows themselves."""
 
@@ -115,7 +128,7 @@ def fit_head(features: Array, targets: Targets, *, seed: int, dimensions: int = 
     scaler = Scaler.fit(features)
     x, y = scaler.apply(features), targets.values
     if targets.kind == "regression":
-        return _regression(x, y, scaler)
+        return _ridge(x, y, scaler)
     if targets.kind == "multi_label":
         return scaler.fold(*_multi_label(x, y, seed))
     if targets.kind == "embedding":
@@ -166,11 +179,17 @@ def _multi_label(x: Array, y: Array, seed: int) -> tuple[NDArray[Any], NDArray[A
     return weight, bias
 
 
-def _regression(x: Array, y: Array, scaler: Scaler) -> Head:
+def fit_ridge(features: Array, values: Array) -> Head:
+    """The linear map of ``features`` [n, hidden], of positions or channels, nearest to ``values`` [n, outputs]."""
+    scaler = Scaler.fit(features)
+    return _ridge(scaler.apply(features), values, scaler)
+
+
+def _ridge(x: Array, y: Array, scaler: Scaler) -> Head:
     from sklearn.linear_model import RidgeCV
 
-    model = RidgeCV(alphas=RIDGE_ALPHAS).fit(x, y[:, 0])
-    return scaler.fold(model.coef_[None, :], np.array([model.intercept_]))
+    model = RidgeCV(alphas=RIDGE_ALPHAS).fit(x, y)
+    return scaler.fold(np.atleast_2d(model.coef_), np.atleast_1d(model.intercept_))
 
 
 def fit_projection(features: Array, labels: NDArray[Any], dimensions: int, seed: int) -> Head:

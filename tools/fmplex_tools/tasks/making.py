@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,11 @@ from fmplex_backend.repository.artifact import Artifact
 from fmplex_backend.repository.config import FMSettings, Policy, read_config
 from fmplex_backend.repository.packed import read_version
 from fmplex_tools.tasks import publish
-from fmplex_tools.tasks.artifact_writer import write_golden
-from fmplex_tools.tasks.backbone import Backbone
+from fmplex_tools.tasks.artifact_writer import write_golden, write_version
+from fmplex_tools.tasks.backbone import Backbone, load_backbone, read_settings
 from fmplex_tools.tasks.evaluate import Score
 from fmplex_tools.tasks.golden import make_golden
+from fmplex_tools.tasks.heads import Head, PrototypeHead
 from fmplex_tools.tasks.signing import sign_version
 
 MAX_BATCH_SIZE = 64
@@ -51,6 +53,55 @@ def check_new(repository: Path, name: str, parameters: Mapping[str, str]) -> Non
     publish.check_name(name)
     publish.check_free(repository, name)
     Policy.parse(dict(parameters), f"vFM {name!r}")
+
+
+@dataclass(frozen=True)
+class NewTask:
+    """A vFM that is being made, where nobody has one of this name yet."""
+
+    repository: Path
+    name: str
+    fm: str
+    settings: FMSettings
+    backbone: Backbone
+    parameters: Mapping[str, str]
+    sign_with: Ed25519PrivateKey | None
+    begun: float
+
+    @classmethod
+    def begin(
+        cls,
+        repository: Path,
+        name: str,
+        fm: str,
+        parameters: Mapping[str, str] | None = None,
+        backbone: Backbone | None = None,
+        sign_with: Ed25519PrivateKey | None = None,
+    ) -> NewTask:
+        """Check all that can be checked before anything is learnt. Raises `FMplexError`."""
+        begun, parameters = time.monotonic(), dict(parameters or {})
+        check_new(repository, name, parameters)
+        settings = read_settings(repository, fm)
+        backbone = backbone or load_backbone(repository, fm)
+        return cls(repository, name, fm, settings, backbone, parameters, sign_with, begun)
+
+    def publish(
+        self, artifact: Artifact, head: Head | PrototypeHead | None, rows: Sequence[Any], probe: Score | None = None
+    ) -> TaskResult:
+        """Put it into the repository; golden rows are of ``rows``."""
+        port, size = publish_new(
+            self.repository,
+            self.name,
+            self.fm,
+            artifact,
+            lambda version: write_version(version, artifact, head),
+            backbone=self.backbone,
+            settings=self.settings,
+            parameters=self.parameters,
+            rows=rows,
+            sign_with=self.sign_with,
+        )
+        return TaskResult(self.name, 1, port, artifact, probe, None, 0, size, time.monotonic() - self.begun)
 
 
 def write_checked(

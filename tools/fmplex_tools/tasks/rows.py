@@ -47,7 +47,10 @@ def tensors_of(row: Any, pair: str | None, spec: EncoderSpec) -> dict[str, NDArr
         return {"image": np.array([[row]], object)}
     if isinstance(spec, SeriesSpec):
         series = np.asarray(row, np.float32)[None]
-        return {"series": series} | ({"observed": np.isfinite(series)} if spec.observed else {})
+        if not spec.observed:
+            return {"series": series}
+        known = np.isfinite(series)
+        return {"series": np.where(known, series, 0), "observed": known}
     return {"audio": row.samples[None].astype(np.float32), "sample_rate": np.array([[row.rate]], np.int32)}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,10 +12,10 @@ from fmplex_backend.backbones.facts import ImageTextInput
 from fmplex_backend.errors import InvalidInput
 from fmplex_backend.repository.artifact import Artifact
 from fmplex_backend.repository.modalities import ImageSpec, ImageTextSpec, TextSpec
-from fmplex_tools.tasks.artifact_writer import now, write_version
-from fmplex_tools.tasks.backbone import Backbone, load_backbone, read_settings
+from fmplex_tools.tasks.artifact_writer import now
+from fmplex_tools.tasks.backbone import Backbone
 from fmplex_tools.tasks.heads import TEMPERATURE_OF_COSINES, PrototypeHead
-from fmplex_tools.tasks.making import TaskResult, check_new, publish_new
+from fmplex_tools.tasks.making import NewTask, TaskResult
 
 TEMPLATE = "a photo of a {}."
 POOLING = "cls"
@@ -40,13 +39,10 @@ def create_zero_shot(
     Each label is put into every one of ``templates``, and each of these texts stands for it. ``sample``: image files
     for its golden rows. Raises `FMplexError`.
     """
-    started = time.monotonic()
-    parameters = dict(parameters or {})
-    check_new(repository, name, parameters)
     if any("{}" not in template for template in templates) or not templates:
         raise InvalidInput(f"templates {list(templates)}: each has {{}} where the label goes, e.g. {TEMPLATE!r}")
-    settings = read_settings(repository, fm)
-    backbone = backbone or load_backbone(repository, fm)
+    made = NewTask.begin(repository, name, fm, parameters, backbone, sign_with)
+    backbone = made.backbone
     own = backbone.facts.input
     if not isinstance(own, ImageTextInput) or own.both:
         raise InvalidInput(f"physical FM {fm!r}: its backbone {backbone.facts.spec!r} does not compare images to texts")
@@ -66,16 +62,4 @@ def create_zero_shot(
     scale = getattr(backbone.model, "logit_scale", None)
     temperature = TEMPERATURE_OF_COSINES if scale is None else float(scale.exp())
     head = PrototypeHead(vectors, owners, temperature)
-    port, size = publish_new(
-        repository,
-        name,
-        fm,
-        artifact,
-        lambda version: write_version(version, artifact, head),
-        backbone=backbone,
-        settings=settings,
-        parameters=parameters,
-        rows=list(sample),
-        sign_with=sign_with,
-    )
-    return TaskResult(name, 1, port, artifact, None, None, 0, size, time.monotonic() - started)
+    return made.publish(artifact, head, list(sample))
