@@ -14,9 +14,7 @@ from fmplex_backend.arrays import Array
 from fmplex_backend.backbones.facts import SeriesInput
 from fmplex_backend.encoders.base import EncodedRow, Encoder, check_tensors
 from fmplex_backend.errors import InvalidInput
-from fmplex_backend.repository.modalities import EncoderSpec, SeriesSpec
-
-MOST_CHANNELS = 1024
+from fmplex_backend.repository.modalities import MOST_CHANNELS, ChannelMix, EncoderSpec, SeriesSpec
 
 
 class SeriesEncoder(Encoder):
@@ -64,6 +62,10 @@ class SeriesEncoder(Encoder):
             )
         if not known.any(1).all():
             raise InvalidInput(f"row {row}: series has no value at all in channel {int(np.argmin(known.any(1)))}")
+        if spec.mix is not None:
+            series, known = _mixed(spec.mix, np.where(known, series, 0), known)
+            if not known.any():
+                raise InvalidInput(f"row {row}: series has no step at which every channel has a value")
         channels, steps = series.shape
         values = np.where(known, series, 0).astype(np.float64)
         means = values.sum(1) / known.sum(1)
@@ -74,3 +76,11 @@ class SeriesEncoder(Encoder):
         if spec.backwards:
             whole, mask = (np.concatenate([array, array[:, ::-1]]) for array in (whole, mask))
         return EncodedRow({"series": whole, "observed": mask}, len(whole) * self._own.positions, steps=steps)
+
+
+def _mixed(mix: ChannelMix, series: Array, known: Array) -> tuple[Array, Array]:
+    """Channels by ``mix``, and at which steps they have a value: where all have that came in."""
+    made = np.array(mix.weight, np.float32) @ series
+    if mix.bias is not None:
+        made += np.array(mix.bias, np.float32)[:, None]
+    return made, np.broadcast_to(known.all(0), made.shape)

@@ -13,7 +13,7 @@ from fmplex_backend.adapters.adapter import Adapter, make_adapter
 from fmplex_backend.adapters.bank import Stamp
 from fmplex_backend.backbones.base import Backbone
 from fmplex_backend.backbones.facts import SeriesInput
-from fmplex_backend.heads.projections import Projection, Similarity, linear, prototypes, transformers_head
+from fmplex_backend.heads.projections import Projection, Similarity, linear, mlp, prototypes, transformers_head
 from fmplex_backend.heads.series import linear_forecast, native_forecast, stepwise
 from fmplex_backend.repository.artifact import STEPWISE, Artifact
 from fmplex_backend.repository.packed import head_width
@@ -74,6 +74,8 @@ def prepare(
         projection = native_forecast(artifact, backbone)
     elif artifact.head == "prototypes":
         projection = prototypes(artifact, parameters)
+    elif artifact.head == "mlp":
+        projection = mlp(artifact, parameters)
     elif artifact.kind == "forecast":
         projection = linear_forecast(artifact, parameters)
     elif artifact.kind in STEPWISE:
@@ -94,6 +96,6 @@ def _width(artifact: Artifact, parameters: dict[str, Tensor], backbone: Backbone
     if artifact.kind in STEPWISE:
         assert isinstance(backbone.facts.input, SeriesInput)
         return backbone.facts.input.context
-    if (weight := parameters.get("weight")) is not None and artifact.head == "linear":
+    if (weight := parameters.get("weight")) is not None and artifact.head in ("linear", "mlp"):
         return len(weight)
     return head_width(artifact, backbone.facts) if artifact.head == "identity" else 1

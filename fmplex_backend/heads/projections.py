@@ -45,6 +45,23 @@ class Linear(Projection):
         return nn.functional.linear(x[..., : self.weight.shape[1]], self.weight, self.bias)
 
 
+@dataclass(frozen=True)
+class Mlp(Projection):
+    """``weight · relu(hidden · pooled)``, with biases."""
+
+    pooling: str
+    hidden_weight: Tensor
+    hidden_bias: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, features: Features, rows: Tensor) -> Tensor:
+        """See `Projection`."""
+        x = features.pooled(self.pooling)[rows][..., : self.hidden_weight.shape[1]]
+        inner = nn.functional.linear(x, self.hidden_weight, self.hidden_bias).relu()
+        return nn.functional.linear(inner, self.weight, self.bias)
+
+
 class TransformersHead(Projection):
     """The head of transformers' own task class, run by that class itself.
 
@@ -119,6 +136,12 @@ def prototypes(artifact: Artifact, parameters: Mapping[str, Tensor]) -> Prototyp
 def linear(artifact: Artifact, parameters: Mapping[str, Tensor]) -> Linear:
     """The projection of heads ``linear`` and ``identity``."""
     return Linear(artifact.pooling, parameters.get("weight"), parameters.get("bias"))
+
+
+def mlp(artifact: Artifact, parameters: Mapping[str, Tensor]) -> Mlp:
+    """The projection of head ``mlp``."""
+    names = ("hidden.weight", "hidden.bias", "weight", "bias")
+    return Mlp(artifact.pooling, *(parameters[name] for name in names))
 
 
 def transformers_head(

@@ -28,7 +28,7 @@ Kind = Literal[
     "imputation",
     "anomaly",
 ]
-HeadType = Literal["linear", "identity", "transformers", "prototypes", "native", "similarity"]
+HeadType = Literal["linear", "mlp", "identity", "transformers", "prototypes", "native", "similarity"]
 
 ARTIFACT_FILE = "vfm.json"
 HEAD_FILE = "head.safetensors"
@@ -81,6 +81,8 @@ class Artifact(_Strict):
       anomaly it is [steps of a position, hidden], likewise a position's own steps, by its vector, or for an anomaly by
       the one before; with ``encoder.backwards`` twice as wide, that of the channel backwards behind it. An anomaly
       has ``scale`` [1] too: by how many standard deviations a step is off whose score is 1.
+    - ``mlp``: head.safetensors has ``hidden.weight`` [inner, width] and ``hidden.bias`` [inner] too, for a layer with
+      ReLU before the linear one.
     - ``identity``: the pooled vector itself (embeddings).
     - ``transformers``: the head of transformers' own task class for this backbone (``…ForSequenceClassification``,
       ``…ForTokenClassification``, ``…ForImageClassification``, ``…ForAudioClassification``), with the parameters that
@@ -119,13 +121,17 @@ class Artifact(_Strict):
                 raise ValueError("'labels' must not be empty strings")
         if self.kind == "classification" and self.labels is not None and len(self.labels) < 2:
             raise ValueError("kind 'classification' needs at least 2 labels")
+        if self.head == "mlp" and (self.pooling == "none" or self.by_channel):
+            raise ValueError("head 'mlp' answers rows by one vector each: another pooling than 'none', and no forecast")
         if self.head == "identity" and self.kind != "embedding":
             raise ValueError(f"head 'identity' is for embeddings, not for kind {self.kind!r}")
         if self.head == "native" and self.kind != "forecast":
             raise ValueError(f"head 'native' forecasts; it is not for kind {self.kind!r}")
         if self.kind in STEPWISE:
             self._check_stepwise()
-        elif isinstance(self.encoder, SeriesSpec) and self.encoder.backwards:
+        if self.by_channel and isinstance(self.encoder, SeriesSpec) and self.encoder.mix is not None:
+            raise ValueError(f"kind {self.kind!r} answers for the channels that come in, so there is no 'encoder.mix'")
+        if self.kind not in STEPWISE and isinstance(self.encoder, SeriesSpec) and self.encoder.backwards:
             raise ValueError(f"'encoder.backwards' is for kinds {', '.join(sorted(STEPWISE))}, not for {self.kind!r}")
         if self.kind == "forecast":
             self._check_forecast()

@@ -125,12 +125,35 @@ class AudioSpec(_Spec):
         return ("audio", "sample_rate")
 
 
+Number = Annotated[float, Field(allow_inf_nan=False)]
+MOST_CHANNELS = 1024
+
+
+class ChannelMix(_Spec):
+    """Channels made of those that come in, by a linear map, before the backbone sees them."""
+
+    weight: Annotated[tuple[tuple[Number, ...], ...], Field(min_length=1, max_length=MOST_CHANNELS)]
+    """[channels that the backbone sees][channels that come in]."""
+    bias: tuple[Number, ...] | None = None
+    """[channels that the backbone sees]; None is 0."""
+
+    @model_validator(mode="after")
+    def _shaped(self) -> ChannelMix:
+        if len({len(row) for row in self.weight}) != 1 or not self.weight[0]:
+            raise ValueError("'weight' has a list of numbers for each channel made, all of one length")
+        if self.bias is not None and len(self.bias) != len(self.weight):
+            raise ValueError(f"'bias' has {len(self.bias)} numbers, and 'weight' makes {len(self.weight)} channels")
+        return self
+
+
 class SeriesSpec(_Spec):
     """The input side of a time-series vFM."""
 
     modality: Literal["series"] = "series"
-    channels: Annotated[int | None, Field(ge=1, le=1024)] = None
+    channels: Annotated[int | None, Field(ge=1, le=MOST_CHANNELS)] = None
     """How many every row has; None is any number, which heads that read ``each`` channel cannot have."""
+    mix: ChannelMix | None = None
+    """The backbone sees these in place of what comes in; a step at which a channel has no value has none in them."""
     max_length: Annotated[int | None, Field(ge=1)] = None
     """Longest row in steps; None is the backbone's own limit."""
     truncation: bool = True
@@ -145,6 +168,17 @@ class SeriesSpec(_Spec):
     def tensors(self) -> tuple[str, ...]:
         """Names of the tensors that it reads."""
         return ("series", "observed") if self.observed else ("series",)
+
+    @property
+    def seen(self) -> int | None:
+        """Channels that the backbone sees; None is any number."""
+        return self.channels if self.mix is None else len(self.mix.weight)
+
+    @model_validator(mode="after")
+    def _of_its_channels(self) -> SeriesSpec:
+        if self.mix is not None and self.channels != len(self.mix.weight[0]):
+            raise ValueError(f"'mix' takes {len(self.mix.weight[0])} channels, so 'channels' must say so")
+        return self
 
 
 class ImageTextSpec(_Spec):

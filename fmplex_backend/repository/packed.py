@@ -96,12 +96,14 @@ def read_version(version_dir: Path, root: Path, facts: BackboneFacts, max_rank: 
         return VersionContent(artifact, adapter, head, _check_prototypes(head, artifact, facts))
     if artifact.by_channel:
         return VersionContent(artifact, adapter, head, _check_by_channel(head, artifact, facts))
-    return VersionContent(artifact, adapter, head, _check_linear(head, artifact, facts))
+    if artifact.head == "mlp":
+        return VersionContent(artifact, adapter, head, _check_mlp(head, artifact, facts))
+    return VersionContent(artifact, adapter, head, _check_linear(head, artifact, head_width(artifact, facts)))
 
 
 def head_width(artifact: Artifact, facts: BackboneFacts) -> int:
     """Numbers that its head reads of a row, or of a position."""
-    channels = artifact.encoder.channels if isinstance(artifact.encoder, SeriesSpec) else None
+    channels = artifact.encoder.seen if isinstance(artifact.encoder, SeriesSpec) else None
     return width_of(artifact.pooling, facts.hidden_size, channels)
 
 
@@ -165,11 +167,23 @@ def _with_prompt(artifact: Artifact, adapter: AdapterWeights, facts: BackboneFac
     return artifact.model_copy(update={"encoder": encoder})
 
 
-def _check_linear(head: dict[str, Array], artifact: Artifact, facts: BackboneFacts) -> int:
+def _check_mlp(head: dict[str, Array], artifact: Artifact, facts: BackboneFacts) -> int:
+    wanted, reads = {"hidden.weight", "hidden.bias", "weight", "bias"}, head_width(artifact, facts)
+    if head.keys() != wanted:
+        raise Refused(f"{HEAD_FILE}: holds {sorted(head)}; an mlp is {sorted(wanted)}")
+    hidden, bias = head["hidden.weight"], head["hidden.bias"]
+    if hidden.ndim != 2 or hidden.shape[1] != reads or bias.shape != hidden.shape[:1]:
+        raise Refused(
+            f"{HEAD_FILE}: hidden.weight has shape {list(hidden.shape)} and hidden.bias {list(bias.shape)}; with "
+            f"pooling {artifact.pooling!r} and this backbone they are [inner, {reads}] and [inner]"
+        )
+    return _check_linear({name: head[name] for name in ("weight", "bias")}, artifact, len(hidden))
+
+
+def _check_linear(head: dict[str, Array], artifact: Artifact, reads: int) -> int:
     if "weight" not in head or not head.keys() <= {"weight", "bias"}:
         raise Refused(f"{HEAD_FILE}: holds {sorted(head)}; a linear head is 'weight' and, if it has one, 'bias'")
     weight = head["weight"]
-    reads = head_width(artifact, facts)
     if weight.ndim != 2 or weight.shape[1] != reads:
         raise Refused(
             f"{HEAD_FILE}: weight has shape {list(weight.shape)}; with pooling {artifact.pooling!r} and this backbone "

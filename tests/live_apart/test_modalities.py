@@ -47,6 +47,9 @@ TASKS: dict[str, dict[str, Task]] = {
     "foresight": {
         "series_class": Task(pooling="mean+levels"),
         "series_lora": Task(outputs=2, pooling="each:mean", encoder={"channels": 2}, lora=LORA),
+        "series_mixed": Task(
+            pooling="each:mean", encoder={"channels": 2, "mix": {"weight": [[0.5, 1.0], [1.0, -1.0], [1.0, 0.0]]}}
+        ),
         "series_gaps": Task("regression", 1, encoder={"observed": True}),
         "series_vector": EMBEDDING,
     },

@@ -81,6 +81,7 @@ class HeadName(str, Enum):
     """How a label is told."""
 
     linear = "linear"
+    mlp = "mlp"
     prototypes = "prototypes"
     nearest = "nearest"
 
@@ -115,11 +116,12 @@ Pooling = Annotated[
 ]
 Head = Annotated[
     HeadName | None,
-    typer.Option("--head", help="linear: trained; prototypes: means of rows; nearest: the rows themselves."),
+    typer.Option("--head", help="linear or mlp: trained; prototypes: means of rows; nearest: the rows themselves."),
 ]
 Image = Annotated[str | None, typer.Option("--image", help="Column with paths of images, in place of --text.")]
 Audio = Annotated[str | None, typer.Option("--audio", help="Column with paths of WAV files, in place of --text.")]
 Series = Annotated[str | None, typer.Option("--series", help="Column with series, in place of --text.")]
+Mix = Annotated[int | None, typer.Option("--mix", help="Series: mix their channels into so many, by PCA.")]
 MaxLength = Annotated[int | None, typer.Option("--max-length", help=f"Tokens a row (default {DEFAULT_MAX_LENGTH}).")]
 Prefix = Annotated[str | None, typer.Option("--prefix", help="Put before every text.")]
 Lowercase = Annotated[bool | None, typer.Option("--lowercase/--no-lowercase", help="Lower-case every text.")]
@@ -158,6 +160,7 @@ def create(
     group: GroupBy = None,
     pair: Pair = None,
     pooling: Pooling = None,
+    mix: Mix = None,
     max_length: MaxLength = None,
     prefix: Prefix = None,
     lowercase: Lowercase = None,
@@ -194,6 +197,7 @@ def create(
         lora=_lora(adapter, rank, alpha, target_modules, layers, rslora, epochs, learning_rate),
         pooling=pooling,
         encoder=_encoder(_default_encoder(examples, modality), max_length, prefix, lowercase, pair),
+        mix=mix,
         dimensions=dimensions,
         separator=separator,
         threshold=threshold,
@@ -290,12 +294,12 @@ def train(
     if info.artifact is None:
         raise InvalidInput(info.problem or f"{name!r} is a bundle; train one of its vFMs")
     old = info.artifact
-    kept = HeadName.prototypes if old.head == "prototypes" else HeadName.linear
+    kept = HeadName(old.head) if old.head in ("prototypes", "mlp") else HeadName.linear
     chosen = TaskOptions(
         kind=old.kind,
         head=(head or kept).value,
         lora=_lora(adapter, rank, alpha, target_modules, layers, rslora, epochs, learning_rate),
-        pooling=old.pooling if old.head in ("linear", "prototypes") else None,
+        pooling=old.pooling if old.head in ("linear", "mlp", "prototypes") else None,
         encoder=_encoder(old.encoder, max_length, prefix, lowercase, pair),
         dimensions=info.width if old.kind == "embedding" and old.head == "linear" else None,
         normalize=old.normalize or old.kind != "embedding",
@@ -318,7 +322,7 @@ def train(
 @app.command("import")
 def import_(
     name: Name,
-    checkpoint: Annotated[Path, typer.Argument(help="Folder that PEFT or sentence-transformers saved.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Folder that PEFT or sentence-transformers saved, or of parts.")],
     fm: Fm = "minilm",
     repository: Repository = DEFAULT_REPOSITORY,
     labels: Annotated[
@@ -337,7 +341,9 @@ def import_(
     """Serve an existing PEFT checkpoint, unchanged: task types SEQ_CLS, TOKEN_CLS and FEATURE_EXTRACTION.
 
     A folder that sentence-transformers saved is served too where its backbone is the physical FM's: its pooling, its
-    Dense without activation, its Normalize; a classifier in model_head.safetensors (weight, bias). No pickles are read.
+    Dense without activation, its Normalize; a classifier in model_head.safetensors (weight, bias). And a folder of
+    parts: decoder.safetensors (an MLP's net.0 and net.2, or coef_ and intercept_), perhaps encoder.safetensors (a
+    linear map of a series' channels) and adapter/ (PEFT). No pickles are read.
 
     Examples:
 
@@ -346,12 +352,17 @@ def import_(
       fmplex task import mail_vector ./checkpoint --pooling mean --normalize
 
       fmplex task import sentence_vector ./all-MiniLM-L6-v2
+
+      fmplex task import heartbeat ./parts --fm fracast --labels normal,arrhythmia
     """
     from fmplex_tools.tasks.importing import ImportOptions, base_model_of, import_task
+    from fmplex_tools.tasks.part_files import is_part_folder
     from fmplex_tools.tasks.sentence_folder import encoder_of, is_sentence_folder
 
-    own = encoder_of(checkpoint) if is_sentence_folder(checkpoint) else TextSpec(max_length=DEFAULT_MAX_LENGTH)
-    encoder = _encoder(own, max_length, prefix, lowercase, "yes" if pair else None)
+    encoder: EncoderSpec | None = None  # what the backbone reads
+    if not is_part_folder(checkpoint) or any((max_length, prefix, lowercase, pair)):
+        own = encoder_of(checkpoint) if is_sentence_folder(checkpoint) else TextSpec(max_length=DEFAULT_MAX_LENGTH)
+        encoder = _encoder(own, max_length, prefix, lowercase, "yes" if pair else None)
     options = ImportOptions(
         labels=None if labels is None else tuple(part.strip() for part in labels.split(",")),
         kind=None if kind is None else kind.value,

@@ -23,9 +23,10 @@ from fmplex_tools.tasks.artifact_writer import now, write_version
 from fmplex_tools.tasks.backbone import Backbone, Encoded, check_fits, load_backbone, read_settings
 from fmplex_tools.tasks.data import Examples
 from fmplex_tools.tasks.evaluate import Score, mean_absolute_error, score
-from fmplex_tools.tasks.heads import Head, PrototypeHead, fit_head, fit_prototypes
+from fmplex_tools.tasks.heads import AnyHead, MlpHead, PrototypeHead, fit_head, fit_mlp, fit_prototypes
 from fmplex_tools.tasks.kinds import Targets, encode
 from fmplex_tools.tasks.making import TaskResult, bytes_of, check_new, publish_new, write_checked
+from fmplex_tools.tasks.mixing import learned_mix
 from fmplex_tools.tasks.options import TaskOptions
 from fmplex_tools.tasks.prepare import Prepared, prepare_data
 from fmplex_tools.tasks.progress import Reporter
@@ -39,7 +40,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class _Learned:
-    head: Head | PrototypeHead | None
+    head: AnyHead | None
     adapter: Any | None
     score: Score | None
     probe: Score | None
@@ -79,6 +80,7 @@ def create_task(
     settings = read_settings(repository, fm)
     prepared = prepare_data(examples, options)
     backbone = backbone or load_backbone(repository, fm)
+    options = options.with_encoder(learned_mix(options.encoder, prepared.train.rows, options.mix))
     check_fits(backbone, options.encoder)
     artifact, learned = _learn(backbone, prepared, options, reporter or Reporter())
     shown = prepared.test if len(prepared.test) else prepared.train
@@ -185,9 +187,11 @@ def _learn(
     return artifact, learned
 
 
-def _head_type(head: Head | PrototypeHead | None) -> HeadType:
+def _head_type(head: AnyHead | None) -> HeadType:
     if head is None:
         return "identity"
+    if isinstance(head, MlpHead):
+        return "mlp"
     return "prototypes" if isinstance(head, PrototypeHead) else "linear"
 
 
@@ -210,6 +214,11 @@ def _train(
     with reporter.stage("head", 1) as advance:
         probe = fit_head(known, flat, seed=options.seed, dimensions=dimensions)
         advance(1)
+    if options.head == "mlp":
+        inner = fit_mlp(known, flat, seed=options.seed)
+        frozen = _score(probe, held, held_flat, known, flat, options)
+        reached = _score(inner, held, held_flat, known, flat, options)
+        return _Learned(inner, None, reached, frozen, _error(inner, held, held_flat))
     if options.head != "linear":
         looked_up = fit_prototypes(known, flat, every_row=options.head == "nearest")
         reached = score(held_flat, looked_up.apply(held), flat)
@@ -258,12 +267,12 @@ def _features(
     return np.concatenate(rows)[kept], flat
 
 
-def _score(head: Head, held: Array, targets: Targets, known: Array, train: Targets, options: TaskOptions) -> Score:
+def _score(head: AnyHead, held: Array, targets: Targets, known: Array, train: Targets, options: TaskOptions) -> Score:
     index = head.apply(known) if targets.kind == "embedding" else None
     return score(targets, head.apply(held), train, threshold=options.threshold, train_outputs=index)
 
 
-def _error(head: Head, held: Array, targets: Targets) -> float | None:
+def _error(head: AnyHead, held: Array, targets: Targets) -> float | None:
     if targets.kind != "regression" or targets.values is None:
         return None
     return mean_absolute_error(targets.values, head.apply(held))

@@ -12,12 +12,10 @@ from safetensors.numpy import save_file
 
 from fmplex_backend.repository.artifact import ADAPTER_DIR, ARTIFACT_FILE, HEAD_FILE, Artifact
 from fmplex_backend.repository.golden import GOLDEN_FILE, Golden
-from fmplex_tools.tasks.heads import Head, PrototypeHead
+from fmplex_tools.tasks.heads import AnyHead
 
 
-def write_version(
-    folder: Path, artifact: Artifact, head: Head | PrototypeHead | None, adapter: Any | None = None
-) -> None:
+def write_version(folder: Path, artifact: Artifact, head: AnyHead | None, adapter: Any | None = None) -> None:
     """Write a version into the new folder ``folder``; ``adapter`` is a PEFT model, saved by its own method."""
     folder.mkdir(parents=True)
     if adapter is not None:
@@ -35,7 +33,7 @@ def save_adapter(adapter: Any, folder: Path) -> None:
         adapter.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
 
 
-def write_head(path: Path, head: Head | PrototypeHead) -> None:
+def write_head(path: Path, head: AnyHead) -> None:
     """Its tensors, fp32."""
     save_file({name: np.ascontiguousarray(array, np.float32) for name, array in head.tensors.items()}, path)
 

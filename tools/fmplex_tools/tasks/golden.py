@@ -129,7 +129,7 @@ class _Plain:
         config = getattr(self._model, "active_peft_config", None)
         self._virtual: int = getattr(config, "num_virtual_tokens", 0) or 0
         head = folder / HEAD_FILE
-        kept = artifact.head in ("linear", "prototypes")
+        kept = artifact.head in ("linear", "mlp", "prototypes")
         self._head = load_file(head, device=str(backbone.device)) if kept else None
 
     @torch.inference_mode()
@@ -190,6 +190,8 @@ class _Plain:
             cosines = torch.nn.functional.cosine_similarity(raw, self._head["vectors"], dim=-1)
             best = [cosines[self._head["owners"] == label].max() for label in range(len(self._artifact.labels or ()))]
             return self._head["temperature"] * torch.stack(best)
+        if self._head is not None and self._artifact.head == "mlp":
+            raw = (self._head["hidden.weight"] @ raw + self._head["hidden.bias"]).clamp(min=0)
         return (
             raw if self._head is None else torch.nn.functional.linear(raw, self._head["weight"], self._head.get("bias"))
         )

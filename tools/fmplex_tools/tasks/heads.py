@@ -6,6 +6,7 @@ Every head is fitted on standardized features and folded into one affine map, so
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,9 @@ CLASSIFIER_C = (0.003, 0.01, 0.03, 0.1, 0.3)
 CHOOSING_LABELS = 5
 """Labels of a multi-label task that regularization is chosen by."""
 RIDGE_ALPHAS = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
+MLP_INNER, MLP_ALPHA = 128, 1.0
+"""Width of the inner layer, and strength of regularization."""
+MLP_STOPPING_ROWS = 200
 PROJECTION_STEPS = 300
 PROJECTION_ROWS = 256
 TEMPERATURE = 0.1
@@ -60,6 +64,24 @@ class StepsHead(Head):
 
 
 @dataclass(frozen=True)
+class MlpHead:
+    """One inner layer with ReLU."""
+
+    hidden: Head
+    output: Head
+
+    def apply(self, features: Array) -> Array:
+        """[n, hidden] to [n, outputs]."""
+        return self.output.apply(np.maximum(self.hidden.apply(features), 0))
+
+    @property
+    def tensors(self) -> dict[str, Array]:
+        """As head.safetensors holds them."""
+        hidden = {f"hidden.{name}": tensor for name, tensor in self.hidden.tensors.items()}
+        return hidden | self.output.tensors
+
+
+@dataclass(frozen=True)
 class PrototypeHead:
     """Cosines to vectors that stand for labels: the mean of each label's rows, or the rows themselves."""
 
@@ -82,6 +104,29 @@ class PrototypeHead:
         """As head.safetensors holds them."""
         temperature = np.array([self.temperature], np.float32)
         return {"vectors": self.vectors, "owners": self.owners.astype(np.float32), "temperature": temperature}
+
+
+AnyHead = Head | MlpHead | PrototypeHead
+
+
+def fit_mlp(features: Array, targets: Targets, *, seed: int) -> MlpHead:
+    """An inner layer of `MLP_INNER` and a linear one, stopped when a tenth of the rows is told no better."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.neural_network import MLPClassifier, MLPRegressor
+
+    assert targets.values is not None
+    scaler, y = Scaler.fit(features), targets.values
+    spread = max(float(y.std()), 1e-6) if targets.kind == "regression" else 1.0
+    kind = MLPRegressor if targets.kind == "regression" else MLPClassifier
+    model = kind((MLP_INNER,), alpha=MLP_ALPHA, early_stopping=len(y) >= MLP_STOPPING_ROWS, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # it is regularized, and tested on rows that it never saw
+        model.fit(scaler.apply(features), y[:, 0] / spread if targets.kind == "regression" else y)
+    (inner, outer), (inner_bias, outer_bias) = model.coefs_, model.intercepts_
+    weight, bias = outer.T * spread, outer_bias * spread
+    if targets.kind == "classification" and targets.width == 2:  # see `_classifier`
+        weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    return MlpHead(scaler.fold(inner.T, inner_bias), Head(weight.astype(np.float32), bias.astype(np.float32)))
 
 
 def fit_prototypes(features: Array, targets: Targets, *, every_row: bool) -> PrototypeHead:

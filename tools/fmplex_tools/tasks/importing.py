@@ -1,5 +1,6 @@
 """``fmplex task import``: an existing PEFT checkpoint becomes a vFM, its files unchanged; so does a folder of
-sentence-transformers' that stands on the same backbone (`fmplex_tools.tasks.sentence_folder`).
+sentence-transformers' that stands on the same backbone (`fmplex_tools.tasks.sentence_folder`), and one with an encoder,
+an adapter and a decoder as parts (`fmplex_tools.tasks.part_files`).
 
 By the checkpoint's ``task_type``:
 
@@ -30,9 +31,11 @@ from fmplex_backend.repository.artifact import ADAPTER_DIR, Artifact, Kind
 from fmplex_backend.repository.modalities import SPECS, EncoderSpec, TextSpec
 from fmplex_backend.repository.peft_checkpoint import CONFIG, WEIGHTS
 from fmplex_backend.repository.poolings import Pooling
+from fmplex_tools.tasks import part_files
 from fmplex_tools.tasks.artifact_writer import now, write_artifact, write_version
 from fmplex_tools.tasks.backbone import Backbone, check_fits, load_backbone, read_settings
 from fmplex_tools.tasks.making import TaskResult, Write, check_new, publish_new
+from fmplex_tools.tasks.part_files import is_part_folder
 from fmplex_tools.tasks.sentence_folder import encoder_of, is_sentence_folder, read_parts
 
 TaskType = Literal["SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION"]
@@ -73,7 +76,7 @@ def import_task(
     backbone: Backbone | None = None,
     sign_with: Ed25519PrivateKey | None = None,
 ) -> TaskResult:
-    """Publish the PEFT checkpoint or sentence-transformers model in the folder ``checkpoint`` as the new vFM ``name``.
+    """Publish the PEFT checkpoint, sentence-transformers model or parts in ``checkpoint`` as the new vFM ``name``.
 
     Raises `NotFound` where the folder or a file of it is missing, `InvalidInput` for options that do not fit it,
     `Refused` where the server would not serve it.
@@ -83,13 +86,17 @@ def import_task(
     parameters = dict(parameters or {})
     check_new(repository, name, parameters)
     settings = read_settings(repository, fm)
-    sentences = is_sentence_folder(checkpoint)
-    task_type = None if sentences else read_task_type(checkpoint)
+    sentences, parts = is_sentence_folder(checkpoint), is_part_folder(checkpoint)
+    task_type = None if sentences or parts else read_task_type(checkpoint)
     backbone = backbone or load_backbone(repository, fm)
     encoder = options.encoder or (encoder_of(checkpoint) if sentences else SPECS[backbone.facts.modality]())
+    if parts:
+        encoder = part_files.encoder_of(checkpoint, encoder)
     check_fits(backbone, encoder)
     options = replace(options, encoder=encoder)
-    if task_type is None:
+    if parts:
+        artifact, write = _parts(checkpoint, options, backbone)
+    elif task_type is None:
         artifact, write = _sentence_model(checkpoint, options, backbone)
     else:
         artifact, write = _peft_checkpoint(checkpoint, task_type, options, backbone)
@@ -125,6 +132,10 @@ def base_model_of(checkpoint: Path) -> str | None:
     """What a PEFT checkpoint says that it was trained on, a hub name or a folder; None where nothing is said."""
     if is_sentence_folder(checkpoint):
         return None  # its weights were compared
+    if is_part_folder(checkpoint):
+        checkpoint = checkpoint / part_files.ADAPTER
+        if not checkpoint.is_dir():
+            return None
     return _json(checkpoint / CONFIG).get("base_model_name_or_path") or None
 
 
@@ -147,6 +158,24 @@ def _sentence_model(checkpoint: Path, options: ImportOptions, backbone: Backbone
         raise InvalidInput(f"checkpoint {checkpoint.name}: sentence-transformers reads texts, so its encoder is one")
     parts = read_parts(checkpoint, backbone, options.encoder, options.labels)
     return parts.artifact, lambda version: write_version(version, parts.artifact, parts.head)
+
+
+def _parts(folder: Path, options: ImportOptions, backbone: Backbone) -> tuple[Artifact, Write]:
+    if options.normalize:
+        raise InvalidInput("--normalize is for embeddings; a folder with a decoder is none")
+    assert options.encoder is not None
+    parts = part_files.read_parts(
+        folder, backbone, options.encoder, labels=options.labels, kind=options.kind, pooling=options.pooling
+    )
+    if parts.adapter is not None and (found := read_task_type(parts.adapter)) != "FEATURE_EXTRACTION":
+        raise Refused(f"{parts.adapter}: task_type is {found}, which brings a head of its own; here it is the decoder")
+
+    def write(version: Path) -> None:
+        write_version(version, parts.artifact, parts.head)
+        if parts.adapter is not None:
+            _copy(parts.adapter, version / ADAPTER_DIR)
+
+    return parts.artifact, write
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from fmplex_tools.tasks.artifact_writer import write_golden, write_version
 from fmplex_tools.tasks.backbone import Backbone, load_backbone, read_settings
 from fmplex_tools.tasks.evaluate import Score
 from fmplex_tools.tasks.golden import make_golden
-from fmplex_tools.tasks.heads import Head, PrototypeHead
+from fmplex_tools.tasks.heads import AnyHead
 from fmplex_tools.tasks.signing import sign_version
 
 MAX_BATCH_SIZE = 64
@@ -86,7 +86,7 @@ class NewTask:
         return cls(repository, name, fm, settings, backbone, parameters, sign_with, begun)
 
     def publish(
-        self, artifact: Artifact, head: Head | PrototypeHead | None, rows: Sequence[Any], probe: Score | None = None
+        self, artifact: Artifact, head: AnyHead | None, rows: Sequence[Any], probe: Score | None = None
     ) -> TaskResult:
         """Put it into the repository; golden rows are of ``rows``."""
         port, size = publish_new(

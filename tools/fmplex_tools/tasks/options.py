@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from fmplex_backend.errors import InvalidInput
@@ -13,7 +13,8 @@ from fmplex_tools.tasks.kinds import SEPARATOR
 from fmplex_tools.tasks.split import TEST_FRACTION
 
 AdapterType = Literal["none", "lora"]
-HeadChoice = Literal["linear", "prototypes", "nearest"]
+HeadChoice = Literal["linear", "mlp", "prototypes", "nearest"]
+MLP_KINDS: tuple[Kind, ...] = ("classification", "multi_label", "regression")
 DEFAULT_MAX_LENGTH = 128
 POOLINGS = {
     "text": "mean",
@@ -69,10 +70,13 @@ class TaskOptions:
     lora: LoraOptions | None = None
     """None trains the head alone, on frozen features."""
     head: HeadChoice = "linear"
-    """``prototypes``: the mean of each label's rows; ``nearest``: the nearest training row. Neither is trained."""
+    """``mlp``: with an inner layer; ``prototypes``: the mean of each label's rows; ``nearest``: the nearest training
+    row. The last two are not trained."""
     pooling: Pooling | None = None
     """None is ``none`` for token classification, and else what suits the modality (`POOLINGS`)."""
     encoder: EncoderSpec = field(default_factory=lambda: TextSpec(max_length=DEFAULT_MAX_LENGTH))
+    mix: int | None = None
+    """Series: channels that the backbone sees in place of those that come in, by what these have in common (PCA)."""
     dimensions: int | None = None
     """Embedding: width of the trained projection; None is 128 where there are labels."""
     normalize: bool = True
@@ -88,7 +92,7 @@ class TaskOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("dimensions", "min_label_rows", "max_rows", "max_test_rows"):
+        for name in ("mix", "dimensions", "min_label_rows", "max_rows", "max_test_rows"):
             if (value := getattr(self, name)) is not None:
                 _positive(f"--{name.replace('_', '-')}", value)
         if not 0 < self.test_fraction < 1:
@@ -97,6 +101,10 @@ class TaskOptions:
             raise InvalidInput(f"--threshold {self.threshold} must lie between 0 and 1, e.g. 0.5")
         if not self.separator:
             raise InvalidInput("--separator is empty; give the character between labels, e.g. '|'")
+
+    def with_encoder(self, encoder: EncoderSpec) -> TaskOptions:
+        """The same with another encoder."""
+        return replace(self, encoder=encoder)
 
     def pooling_for(self, kind: Kind) -> Pooling:
         """The pooling to train with. Raises `InvalidInput` where ``kind`` cannot use the one that was asked for."""
@@ -116,7 +124,9 @@ class TaskOptions:
             raise InvalidInput(
                 "an embedding is trained by its labels; give --label, or leave out --adapter, --dimensions"
             )
-        if self.head != "linear" and (kind != "classification" or self.lora is not None):
+        if self.head == "mlp" and (kind not in MLP_KINDS or self.lora is not None):
+            raise InvalidInput(f"--head mlp is for {', '.join(MLP_KINDS)}, and for no adapter")
+        if self.head in ("prototypes", "nearest") and (kind != "classification" or self.lora is not None):
             raise InvalidInput(f"--head {self.head} classifies by the bare backbone: no other kind, and no adapter")
         if kind != "multi_label" and self.threshold != 0.5:
             raise InvalidInput(f"--threshold is for multi_label, not for kind {kind!r}")
