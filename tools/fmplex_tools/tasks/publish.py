@@ -22,9 +22,10 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from fmplex_backend.errors import InvalidInput, NotFound, Refused
 from fmplex_backend.owned_folder import OwnedFolder
 from fmplex_backend.repository.artifact import Artifact
-from fmplex_backend.repository.config import CONFIG_FILE, ensemble_config, write_config
+from fmplex_backend.repository.config import BACKEND, CONFIG_FILE, ensemble_config, write_config
 from fmplex_backend.repository.layout import lowest_free_port, socket_dims, sockets_of, versions
 
+FM_BATCH_ROWS = 64
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 
@@ -80,6 +81,14 @@ def repository_lock(repository: Path) -> Iterator[None]:
     with (staging_root(repository) / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def write_fm(repository: Path, fm: str, backbone: str, comment: str) -> None:
+    """A new physical FM in a repository that nobody serves yet, with nothing set but its backbone."""
+    config = ModelConfig(backend=BACKEND, max_batch_size=FM_BATCH_ROWS)
+    config.parameters["backbone"].string_value = backbone
+    (repository / fm / "1").mkdir(parents=True)
+    write_config(repository / fm / CONFIG_FILE, config, comment)
 
 
 def vfm_ensemble(

@@ -21,6 +21,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from fmplex_tools.bench.fair.streams import EXPIRED, FAILED, OK, REFUSED, REQUEST, ROW, Stream
+from fmplex_tools.bench.families.rows import requests_of
 from fmplex_tools.bench.keep_time import keep_time
 
 POOL = 64
@@ -38,6 +39,8 @@ FOUR_LETTERS = tuple(word for word in WORDS if len(word) == 4)
 
 def make_requests(stream: Stream, seed: int) -> list[Any]:
     """`POOL` requests of ``stream`` that ask for ``info`` only."""
+    if stream.modality != "text":
+        return requests_of(stream.vfm, stream.modality, stream.rows, POOL, seed)
     chance = random.Random(seed)
     requests = []
     for number in range(POOL):
@@ -132,7 +135,7 @@ class Generator:
         sent = time.monotonic()
         reply = None
         request = pool[number % len(pool)]
-        if number >= len(pool):
+        if number >= len(pool) and self._streams[index].modality == "text":
             vary(request, number // len(pool))
         try:
             reply = await self._call(request)

@@ -36,6 +36,8 @@ class Stream:
     """Whether the times between them are exponential instead of equal."""
     timeout_us: int = 0
     """Triton's ``timeout`` parameter; 0 sends none."""
+    modality: str = "text"
+    """Of other rows than texts, see `fmplex_tools.bench.families.rows`; ``tokens`` is of texts."""
 
 
 @dataclass(frozen=True)
