@@ -45,6 +45,11 @@ class PackedLinear:
         return True
 
 
+def is_packed(model: nn.Module) -> bool:
+    """Whether its linear layers are packed already."""
+    return any(isinstance(vars(module).get("forward"), PackedLinear) for module in model.modules())
+
+
 @torch.inference_mode()
 def pack_linears(model: nn.Module) -> str | None:
     """Pack every linear layer of ``model``, with the threads that will compute; why not, where it cannot be.

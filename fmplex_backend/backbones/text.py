@@ -14,6 +14,7 @@ from transformers import AutoModel
 from fmplex_backend.backbones.base import Backbone, Features
 from fmplex_backend.backbones.facts import BackboneFacts, TextInput
 from fmplex_backend.backbones.folder import load_model, touchable
+from fmplex_backend.backbones.lean_bert import LeanBert, fits
 from fmplex_backend.backbones.source import fingerprint
 from fmplex_backend.backbones.texts import a_text, fast_tokenizer, padded, text_input
 from fmplex_backend.messages import Tokens
@@ -30,6 +31,8 @@ class TextBackbone(Backbone):
         if not whole:
             self.model.pooler = None  # without weights it would be random
         self._has_pooler = getattr(self.model, "pooler", None) is not None
+        self._lean = LeanBert(self.model) if device == "cpu" and fits(self.model) else None
+        self._leaned = self.model
         self.facts = _facts(spec, folder, self.model, tokenizer)
         assert isinstance(self.facts.input, TextInput)
         self._own = self.facts.input
@@ -48,6 +51,10 @@ class TextBackbone(Backbone):
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Features:
         """Hidden states of the last layer."""
+        if self._lean is not None and self.model is self._leaned:  # training puts another model in its place
+            hidden = self._lean(**inputs)
+            pooler_output = self.model.pooler(hidden) if self._has_pooler else None
+            return Features(hidden, inputs["attention_mask"], inputs, pooler_output)
         output = self.model(**inputs)
         pooler_output = output.pooler_output if self._has_pooler else None
         return Features(output.last_hidden_state, inputs["attention_mask"], inputs, pooler_output)

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fmplex_backend.engine.forker import Forker, Order
-from fmplex_backend.engine.process import die_with_parent, load_backbone, serve
+from fmplex_backend.engine.process import compute_threads, die_with_parent, load_backbone, pack, serve
 from fmplex_backend.repository.config import FMSettings
 from fmplex_backend.transport import Channel
 
@@ -68,6 +68,8 @@ def _load(settings: FMSettings) -> Callable[[], Backbone]:
     try:
         import_everything()
         backbone = load_backbone(settings, "cpu")
+        if compute_threads(settings) == 1:  # as this process has one: all engines share what is packed
+            pack(backbone, settings)
     except Exception as error:
         reason = error
 

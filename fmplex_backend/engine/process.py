@@ -42,12 +42,19 @@ def load_backbone(settings: FMSettings, device: str) -> Backbone:
     return registry.load_backbone(settings.backbone, settings.dtype, device)
 
 
-def pack(backbone: Backbone) -> None:
-    """Pack its linear layers, with the threads that compute; tells the log where that cannot be."""
-    from fmplex_backend.backbones.packed_linear import pack_linears
+def pack(backbone: Backbone, settings: FMSettings) -> None:
+    """Pack its linear layers, with the threads that compute, where they are to be; the log is told where not."""
+    from fmplex_backend.backbones.packed_linear import is_packed, pack_linears
 
+    if settings.dtype != "fp32" or not settings.packed_weights or is_packed(backbone.model):
+        return
     if why := pack_linears(backbone.model):
         print(f"fmplex: the backbone runs without packed weights: {why}", flush=True)
+
+
+def compute_threads(settings: FMSettings) -> int:
+    """Of each CPU engine on this machine."""
+    return settings.compute_threads(len(os.sched_getaffinity(0)))
 
 
 def serve(
@@ -63,10 +70,10 @@ def serve(
         from fmplex_backend.engine.worker import Worker
 
         if device == "cpu":
-            torch.set_num_threads(settings.compute_threads(len(os.sched_getaffinity(0))))
+            torch.set_num_threads(compute_threads(settings))
         model = backbone()
-        if device == "cpu" and settings.dtype == "fp32" and settings.packed_weights:
-            pack(model)
+        if device == "cpu":
+            pack(model, settings)
         memory = settings.adapter_memory_mb << 20
         worker = Worker(model, device, settings.adapter_slots, memory=memory, graphs=settings.cuda_graphs)
         faults.install(worker)
