@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,11 @@ def refuse_missing(missing: Iterable[Any], spec: str, *, optional: str = "") -> 
         raise Refused(f"backbone {spec!r}: its weights lack {body[0]!r} and {len(body) - 1} more; it would be random")
 
 
-def touchable(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """``layers`` and ``biases`` of `BackboneFacts`."""
-    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    biased = {name: m for name, m in model.named_modules() if isinstance(getattr(m, "bias", None), Tensor)}
+def touchable(model: nn.Module, shared: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """``layers`` and ``biases`` of `BackboneFacts`, without the modules ``shared``: what those make is no row's own."""
+    modules = {name: module for name, module in model.named_modules() if name not in shared}
+    linear = {name: m for name, m in modules.items() if isinstance(m, nn.Linear)}
+    biased = {name: m for name, m in modules.items() if isinstance(getattr(m, "bias", None), Tensor)}
     return {
         "layers": {name: (m.out_features, m.in_features) for name, m in linear.items()},
         "biases": {name: m.bias.numel() for name, m in biased.items()},

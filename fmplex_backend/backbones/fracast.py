@@ -291,7 +291,7 @@ class FracastBackbone(SeriesBackbone):
                 tuple(config["quantiles"]) if self._head else (),
                 patch=1,
             ),
-            **touchable(model),
+            **touchable(model, shared={"scale.to_gb"}),
         )
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Features:

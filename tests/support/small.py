@@ -12,12 +12,27 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModel, PatchTSTConfig, PatchTSTModel, WhisperConfig, WhisperModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaModel,
+    PatchTSTConfig,
+    PatchTSTModel,
+    WhisperConfig,
+    WhisperModel,
+)
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+from transformers.models.clip.configuration_clip import CLIPVisionConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from fmplex_backend.backbones.fracast import FracastCore, QuantileHead
+from support.tiny import make_tiny_bert
 
 QV = ["q_proj", "v_proj"]
 """Layers that adapters touch, in all of them."""
@@ -69,6 +84,39 @@ def make_vision(folder: Path, name: str) -> Path:
         AutoModel.from_config(config).save_pretrained(folder)
     processor(name, IMAGE_SIZE).save_pretrained(folder)
     return folder
+
+
+_PAIRED = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+_SEEING = {**_PAIRED, "image_size": IMAGE_SIZE, "patch_size": 14, "initializer_range": 0.2}
+
+
+def _finished(folder: Path, model: Any) -> Path:
+    """Its preprocessing and tokenizer beside it."""
+    model.save_pretrained(folder)
+    processor("clip_vision_model", IMAGE_SIZE).save_pretrained(folder)
+    return folder
+
+
+def make_clip(folder: Path) -> Path:
+    make_tiny_bert(folder)
+    words = len(AutoTokenizer.from_pretrained(folder))
+    text = {**_PAIRED, "vocab_size": words, "max_position_embeddings": 24, "eos_token_id": 3, "pad_token_id": 0}
+    (folder / "config.json").unlink()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return _finished(folder, CLIPModel(CLIPConfig(text_config=text, vision_config=_SEEING, projection_dim=16)))
+
+
+def make_llava(folder: Path) -> Path:
+    make_tiny_bert(folder)
+    words = len(AutoTokenizer.from_pretrained(folder))
+    text = LlamaConfig(**_PAIRED, vocab_size=words + 1, num_key_value_heads=2, max_position_embeddings=64)
+    vision = CLIPVisionConfig(**_SEEING)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=words, vision_feature_layer=-1)
+    (folder / "config.json").unlink()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return _finished(folder, LlavaModel(config))
 
 
 def picture(seed: int, width: int = 90, height: int = 70) -> Image.Image:

@@ -18,8 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.facts import backbone_of
 from support.fake_engine import FakeEngine, dies_on
+from support.small import make_clip, make_fracast, make_llava, make_patchtst, make_vision, make_whisper
 from test_dispatcher import Host
 
+from fmplex_backend.backbones.registry import load_backbone
 from fmplex_backend.calibration.fit import LEAST_ALPHA, Fit, common_scale, error_of, fit
 from fmplex_backend.calibration.kept import MEASURE_SECONDS, Key, obtain
 from fmplex_backend.calibration.learner import PATIENCE, REST, WINDOW, Learner
@@ -493,6 +495,25 @@ def test_measuring_leaves_nothing_in_the_engine(tiny_backbone: Path, monkeypatch
     assert {p.vfms for p in measured.points} == {1, 4, 16}
     assert all(p.seconds > 0 for p in measured.points)
     assert fit(measured.points).cost.alpha > 1e-5
+
+
+FAMILIES = {
+    "dinov2": lambda folder: make_vision(folder, "dinov2"),
+    "whisper": make_whisper,
+    "patchtst": make_patchtst,
+    "fracast": make_fracast,
+    "clip": make_clip,
+    "llava": make_llava,
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_can_be_measured(family: str, tmp_path: Path) -> None:
+    backbone = load_backbone(str(FAMILIES[family](tmp_path / family)), "fp32", "cpu")
+    measured = measure(backbone, "cpu", Measure(8, 1.0))
+    assert {point.rows for point in measured.points} == {1, 4, 8}
+    assert {point.vfms for point in measured.points} >= {1, 4}
+    assert fit(measured.points).cost.alpha > 0
 
 
 def test_every_measured_row_is_answered(tiny_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:

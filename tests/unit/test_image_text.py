@@ -11,10 +11,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from support.modal import Served, Task, answers_of, headed, with_adapter
-from support.small import IMAGE_SIZE, QV, file_of, picture, processor
-from support.tiny import make_fm_repository, make_tiny_bert
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, LlamaConfig, LlavaConfig, LlavaModel
-from transformers.models.clip.configuration_clip import CLIPVisionConfig
+from support.small import IMAGE_SIZE, QV, file_of, make_clip, make_llava, picture, processor
+from support.tiny import make_fm_repository
+from transformers import AutoTokenizer, CLIPModel, LlavaModel
 
 from fmplex_backend.errors import InvalidInput, Refused
 from fmplex_backend.messages import LoadGeneration, RunBatch
@@ -25,39 +24,8 @@ from fmplex_client.rows import chunks
 from fmplex_tools.tasks.backbone import Backbone
 from fmplex_tools.tasks.zero_shot import create_zero_shot
 
-_LAYERS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-VISION = {**_LAYERS, "image_size": IMAGE_SIZE, "patch_size": 14, "initializer_range": 0.2}
 TEXTS = ("a good film", "not a very bad book", "the film")
 PICTURES = {seed: picture(seed, 80 - 6 * seed, 60 + 5 * seed) for seed in range(3)}
-
-
-def finished(folder: Path, model: Any) -> Path:
-    """Its preprocessing and tokenizer beside it."""
-    model.save_pretrained(folder)
-    processor("clip_vision_model", IMAGE_SIZE).save_pretrained(folder)
-    return folder
-
-
-def make_clip(folder: Path) -> Path:
-    make_tiny_bert(folder)
-    words = len(AutoTokenizer.from_pretrained(folder))
-    text = {**_LAYERS, "vocab_size": words, "max_position_embeddings": 24, "eos_token_id": 3, "pad_token_id": 0}
-    (folder / "config.json").unlink()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return finished(folder, CLIPModel(CLIPConfig(text_config=text, vision_config=VISION, projection_dim=16)))
-
-
-def make_llava(folder: Path) -> Path:
-    make_tiny_bert(folder)
-    words = len(AutoTokenizer.from_pretrained(folder))
-    text = LlamaConfig(**_LAYERS, vocab_size=words + 1, num_key_value_heads=2, max_position_embeddings=64)
-    vision = CLIPVisionConfig(**VISION)
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=words, vision_feature_layer=-1)
-    (folder / "config.json").unlink()
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return finished(folder, LlavaModel(config))
 
 
 def row_of(seed: int | None, text: str | None) -> dict[str, NDArray[Any]]:

@@ -28,7 +28,8 @@ from fmplex_tools.server.process import ServerOptions, TritonServer, free_ports
 from fmplex_tools.top.scrape import FmScrape
 
 WEIGHTS = (1.0, 2.0, 4.0)
-IN_FLIGHT, ROWS_A_REQUEST = 12, 4
+IN_FLIGHT, ROWS_A_REQUEST = {"text": 48}, 4
+"""Requests of each vFM, 12 where nothing is said: so many that rows of all of them always wait."""
 WARM_UP = 3.0
 SHARE_GOAL = 0.05
 CORES_GOAL = 0.8
@@ -48,7 +49,8 @@ class Family:
     @property
     def streams(self) -> list[Stream]:
         """As many rows of each vFM that some always wait."""
-        return [Stream(vfm, rows=ROWS_A_REQUEST, in_flight=IN_FLIGHT, modality=self.modality) for vfm in self.vfms]
+        at_a_time = IN_FLIGHT.get(self.modality, 12)
+        return [Stream(v, rows=ROWS_A_REQUEST, in_flight=at_a_time, modality=self.modality) for v in self.vfms]
 
     def processes(self) -> list[psutil.Process]:
         """Its host and its engines."""
