@@ -52,13 +52,13 @@ class Member:
     port: int
     sockets: frozenset[str]
     answers: list[RowAnswer | None]
-    steps: int | None = None
-    """Of every row, where it is a series."""
+    steps: Sequence[int | None] = ()
+    """Of each row, where it is a series."""
 
     @classmethod
     def of(cls, generation: Generation, port: int, sockets: frozenset[str], rows: Sequence[EncodedRow]) -> Member:
-        """One that waits for the answers to ``rows``, whose tensors have one shape."""
-        return cls(generation, port, sockets, [None] * len(rows), rows[0].steps if rows else None)
+        """One that waits for the answers to ``rows``."""
+        return cls(generation, port, sockets, [None] * len(rows), [row.steps for row in rows])
 
 
 @dataclass(frozen=True)
@@ -140,19 +140,25 @@ def _assemble(member: Member, socket: str) -> Array:
     if socket == "info":
         return np.array([[json.dumps(a.provenance).encode()] for a in answers], dtype=object)
     values = [answer.columns[socket][answer.index] for answer in answers]
-    if socket == "matrix" and member.steps is not None and member.generation.artifact.kind in STEPWISE:
-        return np.stack([value[:, -member.steps :] for value in values])  # what is in front was filled up
+    if socket == "matrix" and member.generation.artifact.kind in STEPWISE:
+        # What is in front of a series' own steps was filled up.
+        return _stacked([value[:, -(steps or 0) :] for value, steps in zip(values, member.steps, strict=True)])
     if socket == "text":
         width = max(1, *(len(v) for v in values)) if values else 1
         rows = [[label.encode() for label in v] + [b""] * (width - len(v)) for v in values]
         return np.array(rows, dtype=object).reshape(len(rows), width)
-    longest = max(len(v) for v in values)
-    if all(len(v) == longest for v in values):
+    return _stacked(values)
+
+
+def _stacked(values: Sequence[Array]) -> Array:
+    """[rows, …], smaller ones padded with 0 behind."""
+    whole = tuple(map(max, zip(*(value.shape for value in values), strict=True)))
+    if all(value.shape == whole for value in values):
         stacked: Array = np.stack(values)
         return stacked
-    padded = np.zeros((len(values), longest, *values[0].shape[1:]), np.float32)
+    padded = np.zeros((len(values), *whole), np.float32)
     for row, value in enumerate(values):
-        padded[row, : len(value)] = value
+        padded[(row, *map(slice, value.shape))] = value
     return padded
 
 

@@ -214,15 +214,15 @@ def answers_by_token(artifact: Artifact) -> bool:
 def compare(golden: Golden, answers: Sequence[Array], dtype: str) -> None:
     """Raise `Refused` where ``answers``, computed in ``dtype``, are not the outputs of ``golden``.
 
-    A row each; of answers by token, or channel, the shorter ones may be padded with zeros to the longest.
+    A row each; of answers by token, channel or step, the shorter ones may be padded with zeros to the longest.
     """
     expected = golden.arrays
     scale = max(float(np.abs(row).max()) for row in expected)
     tolerance = max(LEAST_TOLERANCE, TOLERANCES[dtype] * scale)
-    longest = max(len(row) for row in expected)
+    whole = tuple(map(max, zip(*(row.shape for row in expected), strict=True)))
     for place, (row, answer) in enumerate(zip(expected, answers, strict=True)):
-        if row.ndim > 1 and len(answer) == longest:
-            row = np.pad(row, ((0, longest - len(row)), *[(0, 0)] * (row.ndim - 1)))
+        if row.ndim > 1 and answer.shape == whole:
+            row = np.pad(row, [(0, most - own) for most, own in zip(whole, row.shape, strict=True)])
         if row.shape != answer.shape:
             raise Refused(
                 f"its golden input {place} is answered in shape {list(answer.shape)} instead of {list(row.shape)}; "

@@ -13,6 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper, save
 from support.small import whisper_config
 from transformers import AutoModel, BertConfig, BertModel, WhisperModel
+from typer.testing import CliRunner
 
 from fmplex_backend.backbones.registry import load_backbone
 from fmplex_backend.backbones.source import BUILT_PREFIX, built_dir, resolve
@@ -21,6 +22,7 @@ from fmplex_tools.backbones import converters
 from fmplex_tools.backbones.ctranslate2_file import read_ctranslate2
 from fmplex_tools.backbones.known import BUILT, build
 from fmplex_tools.backbones.onnx_file import read_onnx
+from fmplex_tools.cli import app
 
 
 def write_onnx(path: Path, model: Any, prefix: str, *, quantized: bool = False) -> None:
@@ -172,3 +174,11 @@ def test_names() -> None:
     for name in ("../x", "A", ""):
         with pytest.raises(Refused, match="write built:NAME"):
             built_dir(name)
+
+
+def test_the_list_of_what_can_be_built() -> None:
+    done = CliRunner().invoke(app, ["fetch", "--list"], env={"COLUMNS": "160"})
+    assert done.exit_code == 0, done.output
+    for name in BUILT:
+        assert f"built:{name}" in done.output
+    assert len(BUILT) >= 16

@@ -274,8 +274,10 @@ def entries() -> Iterable[Entry]:
     """All of them."""
     encoder = TextSpec(max_length=64, collapse_whitespace=True)
 
+    long = TextSpec(max_length=192, collapse_whitespace=True)
+
     def options(kind: Any = "classification", lora: bool = False, **other: Any) -> TaskOptions:
-        limits = {"max_rows": 2000, "max_test_rows": 800, "encoder": encoder, **other}
+        limits = {"max_rows": 2000 if lora else 4000, "max_test_rows": 800, "encoder": encoder, **other}
         return TaskOptions(kind=kind, lora=LoraOptions() if lora else None, **limits)
 
     def entry(
@@ -292,7 +294,14 @@ def entries() -> Iterable[Entry]:
     )  # fmt: skip  (all: some topics have a row or two)
     yield entry("election_author", "election tweet → who wrote it", ORANGE, datasets.tweet_author, 0.92, quick=True)
     yield entry(
-        "book_readers", "book excerpt → adults or children", ORANGE, books, 0.82, quick=True, note="28 test rows"
+        "book_readers",
+        "book excerpt → adults or children",
+        ORANGE,
+        books,
+        0.82,
+        options(encoder=long),
+        quick=True,
+        note="28 test rows",
     )
     yield entry("slovene_topic", "Slovene comment → topic", ORANGE, partial(slovene, "Category"), 0.58, quick=True)
     yield entry("slovene_sentiment", "Slovene comment → sentiment", ORANGE, partial(slovene, "Score text"), 0.50)
@@ -321,7 +330,8 @@ def entries() -> Iterable[Entry]:
         "verb_field", "definition of a verb → which of 15 fields", WORDNET, partial(glosses, "verb"), 0.49, fm=MPNET
     )
     yield entry("fortune", "fortune cookie → which of 32 files", FORTUNES, fortunes, 0.42)
-    yield entry("corn", "newswire → about corn or not", WEKA, partial(weka_reuters, "Corn"), fm=MARCO, quick=True)
+    yield entry("corn", "newswire → about corn or not", WEKA, partial(weka_reuters, "Corn"), None,
+                options(encoder=long, max_rows=2000), fm=MARCO, quick=True)  # fmt: skip
     yield entry("grain", "newswire → about grain or not", WEKA, partial(weka_reuters, "Grain"), None,
                 options(pooling="last", max_rows=300, max_test_rows=200), fm=GEMMA)  # fmt: skip
     yield entry("package_section", "package description → which section", DEBIAN, section, 0.58)

@@ -132,7 +132,7 @@ def _is_moderate(path: Path) -> bool:
 def entries() -> Iterable[Entry]:
     """All of them."""
     options = TaskOptions(
-        kind="classification", pooling="cls+mean", encoder=ImageSpec(size=SIZE, crop=False), max_rows=900,
+        kind="classification", pooling="cls+mean", encoder=ImageSpec(size=SIZE, crop=False), max_rows=1800,
         max_test_rows=300,
     )  # fmt: skip
 
