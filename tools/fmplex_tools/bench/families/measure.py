@@ -113,6 +113,8 @@ def measure(made: Mapping[str, Family], seconds: float, seed: int, progress: Pro
             Figure(part, "… of the batches served, alone", 100 * both[0].cost_error, "%"),
             Figure(part, "rows/s alone", both[0].rows_per_s),
             Figure(part, "… with all the others", both[1].rows_per_s),
+            Figure(part, "… as a part of that alone", both[1].rows_per_s / both[0].rows_per_s, "×"),
+            Figure(part, "cores that it uses alone", both[0].cpu_seconds / seconds),
             Figure(part, "processor time, of an even part", own, "×", f"≥ {CORES_GOAL:g}×", own >= CORES_GOAL),
             Figure(
                 part, "shares at weights 1:2:4, largest error", 100 * worst, "%", f"≤ {100 * SHARE_GOAL:g} %",
