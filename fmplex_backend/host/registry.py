@@ -53,7 +53,8 @@ class Registry:
         self._dispatcher, self._work_dir, self._log = dispatcher, work_dir, log
         self._fm_max_batch_size = read_config(repository / fm / CONFIG_FILE).max_batch_size
         self._checks = GoldenChecks(encoder, dispatcher, settings.dtype)
-        self._entries: dict[str, Entry] = {}
+        self._entries: Mapping[str, Entry] = {}
+        """In the order of names; replaced and never changed, for who looks at the status meanwhile."""
         self._table = RouteTable()
         self._generations = 0
         self._turn = 0
@@ -70,14 +71,14 @@ class Registry:
         """
         self._at_rest = True
         found = models(self._repository)
-        for name in self._entries.keys() - found.keys():
-            self._remove(self._entries.pop(name))
+        before = self._entries
+        self._entries = {name: before.get(name) or Entry(name, self._repository / name) for name in found}
+        for name in before.keys() - found.keys():
+            self._remove(before[name])
         share = max(THOROUGH_LEAST, math.ceil(len(found) / THOROUGH_PART))
         ready = []
         for place, (name, config_seen) in enumerate(found.items()):
-            entry = self._entries.get(name)
-            if entry is None:
-                entry = self._entries[name] = Entry(name, self._repository / name)
+            entry = self._entries[name]
             self._read_config(entry, config_seen)
             if entry.config is not None and entry.is_vfm:
                 thorough = settled or (place - self._turn) % len(found) < share
@@ -277,5 +278,8 @@ class Registry:
 
     def status(self) -> list[dict[str, Any]]:
         """One plain record a vFM or bundle, in name order."""
-        entries = [entry for _, entry in sorted(self._entries.items()) if entry.concerns]
-        return [record(entry, self.routes, self._dispatcher.waiting(entry.name)) for entry in entries]
+        return [
+            record(entry, self.routes, self._dispatcher.waiting(entry.name))
+            for entry in self._entries.values()
+            if entry.concerns
+        ]

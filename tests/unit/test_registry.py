@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -44,6 +45,36 @@ def test_later_a_version_waits_until_it_is_at_rest(site: Site) -> None:
     assert site.record("a")["state"] == "loading"
     site.scan(1)
     assert site.served(0) == ("a", 1, 1)
+
+
+def test_status_while_vfms_come(site: Site) -> None:
+    """A collection of garbage amid the listing runs code of others, which lets the thread of the scans go on."""
+
+    def come(number: int) -> None:
+        (site.repository / f"n{number}").mkdir()
+        (site.repository / f"n{number}/config.pbtxt").write_text("")
+
+    def collected(phase: str, info: dict[str, int]) -> None:
+        if phase == "stop" and len(scans) < 5:
+            scans.append(len(scans))
+            come(100 + len(scans))
+            site.registry.scan()
+
+    for number in range(40):
+        come(number)
+    site.add("a", 0)
+    site.scan()
+    scans: list[int] = []
+    thresholds = gc.get_threshold()
+    gc.collect()  # or tuples come from the free list, without a collection
+    gc.callbacks.append(collected)
+    gc.set_threshold(1)
+    try:
+        site.registry.status()
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(collected)
+    assert scans, "scans came between"
 
 
 def test_swap_and_drain(site: Site) -> None:
