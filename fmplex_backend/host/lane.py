@@ -1,7 +1,8 @@
 """One engine and the threads that start it, feed it, hear its answers, and start it anew when it dies.
 
 1. The feeding thread starts the engine and sends it what the desk gives: commands at once, a batch when the one before
-   is done, or where ``ahead`` is allowed, shortly before it should be, so that the engine prepares it meanwhile.
+   is done, or where ``ahead`` is allowed, shortly before it should be, so that the engine prepares it meanwhile. To an
+   engine that has none, the thread that brings rows sends the batch itself.
 2. The hearing thread takes the answers, which settle batches and commands. It lives as long as the engine's process.
 3. An engine without work is asked every second whether it lives (`heartbeat`).
 4. An engine that dies, hangs or answers wrongly takes nothing with it: what it had not answered is given back, and its

@@ -544,8 +544,7 @@ def _default_encoder(examples: Examples, modality: Modality) -> EncoderSpec:
     if modality != "series":
         return SPECS[modality]()
     channels = {len(row) for row in examples.rows}
-    gaps = any(bool((row != row).any()) for row in examples.rows)  # NaN is not itself
-    return SeriesSpec(channels=channels.pop() if len(channels) == 1 else None, observed=gaps)
+    return SeriesSpec(channels=channels.pop() if len(channels) == 1 else None, observed=examples.gaps)
 
 
 def _encoder(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -84,82 +85,66 @@ def forecast(
     out.print(result_table(result))
 
 
-@app.command("impute")
-def impute(
-    name: Name,
-    data: Data,
-    series: Column = "series",
-    fm: Fm = "fracast",
-    repository: Repository = DEFAULT_REPOSITORY,
-    window: Window = 256,
-    one_way: OneWay = False,
-    seed: Seed = 0,
-    weight: Weight = None,
-    sign_with: SignWith = None,
-) -> None:
-    """Put a vFM that fills the gaps of series into the repository, learnt from series of which steps are hidden.
+def _stepwise(kind: Literal["imputation", "anomaly"], told: str) -> Callable[..., None]:
+    """The command that learns a vFM of ``kind``; ``told`` is its help."""
+
+    def command(
+        name: Name,
+        data: Data,
+        series: Column = "series",
+        fm: Fm = "fracast",
+        repository: Repository = DEFAULT_REPOSITORY,
+        window: Window = 256,
+        one_way: OneWay = False,
+        seed: Seed = 0,
+        weight: Weight = None,
+        sign_with: SignWith = None,
+    ) -> None:
+        before_torch()
+        examples = read_examples(data, Columns(series, modality="series"))
+        key = key_in(sign_with)
+        with out.status("loading PyTorch and the backbone"):
+            from fmplex_tools.tasks.stepwise import train_stepwise
+        from fmplex_tools.tasks.progress import Reporter, progress_bars
+
+        with progress_bars(out) as progress:
+            result: TaskResult = train_stepwise(
+                repository, name, examples, fm=fm, kind=kind, window=window, backwards=not one_way,
+                encoder=_with_gaps(SeriesSpec(), examples), parameters=policy(weight), sign_with=key, seed=seed,
+                reporter=Reporter(progress, name),
+            )  # fmt: skip
+        out.print(result_table(result))
+
+    command.__doc__ = told
+    return command
+
+
+app.command("impute")(
+    _stepwise(
+        "imputation",
+        """Put a vFM that fills the gaps of series into the repository, learnt from series of which steps are hidden.
 
     Examples:
 
       fmplex task impute sensor --data sensors.jsonl --series values
-    """
-    _stepwise("imputation", name, data, series, fm, repository, window, one_way, seed, weight, sign_with)
-
-
-@app.command("anomaly")
-def anomaly(
-    name: Name,
-    data: Data,
-    series: Column = "series",
-    fm: Fm = "fracast",
-    repository: Repository = DEFAULT_REPOSITORY,
-    window: Window = 256,
-    one_way: OneWay = False,
-    seed: Seed = 0,
-    weight: Weight = None,
-    sign_with: SignWith = None,
-) -> None:
-    """Put a vFM that tells how odd each step of a series is into the repository, learnt from usual series.
+    """,
+    )
+)
+app.command("anomaly")(
+    _stepwise(
+        "anomaly",
+        """Put a vFM that tells how odd each step of a series is into the repository, learnt from usual series.
 
     A score of 1 is more than 99 % of the steps have that it learnt from.
 
     Examples:
 
       fmplex task anomaly pump --data pumps.jsonl --series pressure
-    """
-    _stepwise("anomaly", name, data, series, fm, repository, window, one_way, seed, weight, sign_with)
-
-
-def _stepwise(
-    kind: Literal["imputation", "anomaly"],
-    name: str,
-    data: Path,
-    series: str,
-    fm: str,
-    repository: Path,
-    window: int,
-    one_way: bool,
-    seed: int,
-    weight: float | None,
-    sign_with: Path | None,
-) -> None:
-    before_torch()
-    examples = read_examples(data, Columns(series, modality="series"))
-    key = key_in(sign_with)
-    with out.status("loading PyTorch and the backbone"):
-        from fmplex_tools.tasks.stepwise import train_stepwise
-    from fmplex_tools.tasks.progress import Reporter, progress_bars
-
-    with progress_bars(out) as progress:
-        result: TaskResult = train_stepwise(
-            repository, name, examples, fm=fm, kind=kind, window=window, backwards=not one_way,
-            encoder=_with_gaps(SeriesSpec(), examples), parameters=policy(weight), sign_with=key, seed=seed,
-            reporter=Reporter(progress, name),
-        )  # fmt: skip
-    out.print(result_table(result))
+    """,
+    )
+)
 
 
 def _with_gaps(encoder: SeriesSpec, examples: Examples) -> SeriesSpec:
     """It takes ``observed`` where its data has gaps."""
-    gaps = any(bool((row != row).any()) for row in examples.rows)  # NaN is not itself
-    return encoder.model_copy(update={"observed": encoder.observed or gaps})
+    return encoder.model_copy(update={"observed": encoder.observed or examples.gaps})

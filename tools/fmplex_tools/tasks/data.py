@@ -46,6 +46,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def gaps(self) -> bool:
+        """Whether a series among the rows lacks a value."""
+        return any(bool((row != row).any()) for row in self.rows)  # NaN is not itself
+
     def take(self, rows: Sequence[int]) -> Examples:
         """The rows with these indices, in this order."""
 

@@ -124,8 +124,8 @@ def fit_mlp(features: Array, targets: Targets, *, seed: int) -> MlpHead:
         model.fit(scaler.apply(features), y[:, 0] / spread if targets.kind == "regression" else y)
     (inner, outer), (inner_bias, outer_bias) = model.coefs_, model.intercepts_
     weight, bias = outer.T * spread, outer_bias * spread
-    if targets.kind == "classification" and targets.width == 2:  # see `_classifier`
-        weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    if targets.kind == "classification" and targets.width == 2:
+        weight, bias = two_logits(weight, bias)
     return MlpHead(scaler.fold(inner.T, inner_bias), Head(weight.astype(np.float32), bias.astype(np.float32)))
 
 
@@ -167,6 +167,11 @@ class Scaler:
         return Head(folded.astype(np.float32), (bias - folded @ self.mean).astype(np.float32))
 
 
+def two_logits(weight: NDArray[Any], bias: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Of a single score z [1 output], the logits -z/2 and z/2, which say the same of two labels."""
+    return np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+
+
 def fit_head(features: Array, targets: Targets, *, seed: int, dimensions: int = 128) -> Head:
     """The head of ``targets.kind`` on frozen ``features`` [n, hidden] (per token for token classification)."""
     assert targets.values is not None
@@ -206,9 +211,7 @@ def _best_c(x: Array, y: NDArray[Any], seed: int, most_rows: int = 4000) -> floa
 
 def _classifier(x: Array, y: NDArray[Any], width: int, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
     model = _logistic(_best_c(x, y, seed)).fit(x, y)
-    if width == 2:  # one score z says the same as two logits -z/2, z/2
-        return np.vstack([-model.coef_, model.coef_]) / 2, np.concatenate([-model.intercept_, model.intercept_]) / 2
-    return model.coef_, model.intercept_
+    return two_logits(model.coef_, model.intercept_) if width == 2 else (model.coef_, model.intercept_)
 
 
 def _multi_label(x: Array, y: Array, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -35,7 +35,6 @@ from fmplex_tools.tasks import part_files
 from fmplex_tools.tasks.artifact_writer import now, write_artifact, write_version
 from fmplex_tools.tasks.backbone import Backbone, check_fits, load_backbone, read_settings
 from fmplex_tools.tasks.making import TaskResult, Write, check_new, publish_new
-from fmplex_tools.tasks.part_files import is_part_folder
 from fmplex_tools.tasks.sentence_folder import encoder_of, is_sentence_folder, read_parts
 
 TaskType = Literal["SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION"]
@@ -86,7 +85,7 @@ def import_task(
     parameters = dict(parameters or {})
     check_new(repository, name, parameters)
     settings = read_settings(repository, fm)
-    sentences, parts = is_sentence_folder(checkpoint), is_part_folder(checkpoint)
+    sentences, parts = is_sentence_folder(checkpoint), part_files.is_part_folder(checkpoint)
     task_type = None if sentences or parts else read_task_type(checkpoint)
     backbone = backbone or load_backbone(repository, fm)
     encoder = options.encoder or (encoder_of(checkpoint) if sentences else SPECS[backbone.facts.modality]())
@@ -132,7 +131,7 @@ def base_model_of(checkpoint: Path) -> str | None:
     """What a PEFT checkpoint says that it was trained on, a hub name or a folder; None where nothing is said."""
     if is_sentence_folder(checkpoint):
         return None  # its weights were compared
-    if is_part_folder(checkpoint):
+    if part_files.is_part_folder(checkpoint):
         checkpoint = checkpoint / part_files.ADAPTER
         if not checkpoint.is_dir():
             return None

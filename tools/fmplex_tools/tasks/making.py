@@ -85,9 +85,7 @@ class NewTask:
         backbone = backbone or load_backbone(repository, fm)
         return cls(repository, name, fm, settings, backbone, parameters, sign_with, begun)
 
-    def publish(
-        self, artifact: Artifact, head: AnyHead | None, rows: Sequence[Any], probe: Score | None = None
-    ) -> TaskResult:
+    def publish(self, artifact: Artifact, head: AnyHead | None, rows: Sequence[Any]) -> TaskResult:
         """Put it into the repository; golden rows are of ``rows``."""
         port, size = publish_new(
             self.repository,
@@ -101,7 +99,7 @@ class NewTask:
             rows=rows,
             sign_with=self.sign_with,
         )
-        return TaskResult(self.name, 1, port, artifact, probe, None, 0, size, time.monotonic() - self.begun)
+        return TaskResult(self.name, 1, port, artifact, None, None, 0, size, time.monotonic() - self.begun)
 
 
 def write_checked(

@@ -13,12 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from fmplex_backend.errors import InvalidInput, Refused
 from fmplex_backend.repository.artifact import Artifact, Kind
@@ -26,7 +23,8 @@ from fmplex_backend.repository.modalities import EncoderSpec, SeriesSpec
 from fmplex_backend.repository.poolings import Pooling
 from fmplex_tools.tasks.artifact_writer import now
 from fmplex_tools.tasks.backbone import Backbone
-from fmplex_tools.tasks.heads import Head, MlpHead
+from fmplex_tools.tasks.heads import Head, MlpHead, two_logits
+from fmplex_tools.tasks.tensor_files import read_safetensors
 
 DECODER, ENCODER, ADAPTER = "decoder.safetensors", "encoder.safetensors", "adapter"
 PICKLES = (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".bin")
@@ -125,17 +123,12 @@ def _head(path: Path, kind: Kind) -> Head | MlpHead:
 
 
 def _two(head: Head, kind: Kind) -> Head:
-    """Of a classification with a single score z, which says the same as two logits -z/2 and z/2."""
-    if kind != "classification" or len(head.weight) != 1:
-        return head
-    return Head(np.vstack([-head.weight, head.weight]) / 2, np.concatenate([-head.bias, head.bias]) / 2)
+    """Of a classification, one output as two."""
+    return Head(*two_logits(head.weight, head.bias)) if kind == "classification" and len(head.weight) == 1 else head
 
 
 def _tensors(path: Path) -> Tensors:
-    try:
-        found: dict[str, Any] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise Refused(f"{path}: not readable as safetensors ({error})") from None
+    found = read_safetensors(path)
     return {name.removeprefix("model."): np.asarray(tensor, np.float32) for name, tensor in found.items()}
 
 

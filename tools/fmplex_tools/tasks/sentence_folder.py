@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
 from safetensors.torch import safe_open
 
 from fmplex_backend.backbones.facts import TextInput
@@ -29,6 +28,7 @@ from fmplex_backend.repository.poolings import Pooling
 from fmplex_tools.tasks.artifact_writer import now
 from fmplex_tools.tasks.backbone import Backbone
 from fmplex_tools.tasks.heads import Head
+from fmplex_tools.tasks.tensor_files import read_safetensors
 
 MODULES = "modules.json"
 CLASSIFIER, PICKLED = "model_head.safetensors", "model_head.pkl"
@@ -241,11 +241,7 @@ def _head(path: Path, weight: Any, bias: Any) -> Head:
 def _tensors(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise Refused(f"{path.parent}: has no {path.name} (pickled weights are not read)")
-    try:
-        tensors: dict[str, Any] = load_file(path)
-        return tensors
-    except (OSError, SafetensorError) as error:
-        raise Refused(f"{path}: not readable: {error}") from None
+    return read_safetensors(path)
 
 
 def _opened(path: Path) -> Any:

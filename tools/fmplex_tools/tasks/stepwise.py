@@ -130,7 +130,7 @@ class _Stepwise:
             for rows, features in self._backbone.run(encoded, advance=advance):
                 for row, hidden, levels in self._by_row(rows, features):
                     found[row] = self._both_ways(hidden), levels
-        kept = -(-max(piece.shape[1] for piece in windows) // self._patch)
+        kept = self._count(windows)
         ordered = [found[row] for row in range(len(windows))]
         vectors = np.concatenate([x[:, -kept:] for x, _ in ordered])
         levels = np.concatenate([known[: len(x)] for x, known in ordered])
@@ -154,9 +154,13 @@ class _Stepwise:
         forwards, backwards = np.split(before, 2)
         return np.concatenate([forwards, backwards[:, ::-1]], -1)
 
+    def _count(self, windows: Sequence[Series]) -> int:
+        """Positions that the longest of them takes."""
+        return -(-max(piece.shape[1] for piece in windows) // self._patch)
+
     def _positions(self, windows: Sequence[Series]) -> Array:
         """Their values by position, [channels, positions, patch], NaN where there is none."""
-        longest = -(-max(piece.shape[1] for piece in windows) // self._patch) * self._patch
+        longest = self._count(windows) * self._patch
         padded = [np.pad(p, ((0, 0), (longest - p.shape[1], 0)), constant_values=np.nan) for p in windows]
         whole: Array = np.concatenate(padded).astype(np.float32)
         return whole.reshape(len(whole), -1, self._patch)
@@ -174,14 +178,14 @@ class _Stepwise:
 class _Imputation(_Stepwise):
     def fit(self, windows: Sequence[Series]) -> StepsHead:
         x, truth, hidden, levels = self._hidden(windows)
-        scaled = (truth - levels[:, None, :1]) / np.maximum(levels[:, None, 1:], 1e-6)
+        scaled = _in_deviations(truth, levels)
         wanted = hidden.any(-1) & np.isfinite(scaled).all(-1)
         head = self._ridge(x[wanted], scaled[wanted])
         return StepsHead(head.weight, head.bias)
 
     def score(self, head: Head, windows: Sequence[Series]) -> Score:
         x, truth, hidden, levels = self._hidden(windows)
-        scaled = (truth - levels[:, None, :1]) / np.maximum(levels[:, None, 1:], 1e-6)
+        scaled = _in_deviations(truth, levels)
         lines = _straight(np.where(hidden, np.nan, scaled).reshape(len(truth), -1)).reshape(truth.shape)
         counted = hidden & np.isfinite(truth)
         ours, line = (_r2(guess[counted], scaled[counted]) for guess in (head.apply(x), lines))
@@ -218,7 +222,7 @@ class _Anomaly(_Stepwise):
 
     def _scaled(self, windows: Sequence[Series]) -> tuple[Array, Array]:
         x, levels = self._read(windows)
-        return x, (self._positions(windows) - levels[:, None, :1]) / np.maximum(levels[:, None, 1:], 1e-6)
+        return x, _in_deviations(self._positions(windows), levels)
 
     def _moved(self, piece: Series) -> tuple[Series, NDArray[np.bool_]]:
         """With one step of each channel moved, and which."""
@@ -229,6 +233,12 @@ class _Anomaly(_Stepwise):
             moved[channel, place] += SPIKE * self._chance.choice((-1, 1)) * values[known].std()
             marked[channel, place] = True
         return moved, marked
+
+
+def _in_deviations(values: Array, levels: Array) -> Array:
+    """``values`` [channels, positions, patch] in standard deviations from their channel's mean."""
+    scaled: Array = (values - levels[:, None, :1]) / np.maximum(levels[:, None, 1:], 1e-6)
+    return scaled
 
 
 def _straight(channels: Array) -> Array:

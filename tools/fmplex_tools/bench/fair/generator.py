@@ -20,8 +20,8 @@ import grpc  # type: ignore[import-untyped]
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from fmplex_tools.bench.fair.rows import requests_of
 from fmplex_tools.bench.fair.streams import EXPIRED, FAILED, OK, REFUSED, REQUEST, ROW, Stream
-from fmplex_tools.bench.families.rows import requests_of
 from fmplex_tools.bench.keep_time import keep_time
 
 POOL = 64

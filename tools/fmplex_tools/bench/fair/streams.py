@@ -37,7 +37,7 @@ class Stream:
     timeout_us: int = 0
     """Triton's ``timeout`` parameter; 0 sends none."""
     modality: str = "text"
-    """Of other rows than texts, see `fmplex_tools.bench.families.rows`; ``tokens`` is of texts."""
+    """Of other rows than texts, see `fmplex_tools.bench.fair.rows`; ``tokens`` is of texts."""
 
 
 @dataclass(frozen=True)

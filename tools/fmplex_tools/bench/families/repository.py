@@ -11,7 +11,7 @@ from fmplex_backend.repository.artifact import Artifact
 from fmplex_backend.repository.config import CONFIG_FILE, write_config
 from fmplex_backend.repository.modalities import SPECS, AudioSpec
 from fmplex_backend.repository.packed import head_width
-from fmplex_tools.bench.families.rows import AUDIO_SECONDS
+from fmplex_tools.bench.fair.rows import AUDIO_SECONDS
 from fmplex_tools.tasks.artifact_writer import write_version
 from fmplex_tools.tasks.backbone import Backbone
 from fmplex_tools.tasks.heads import Head
