@@ -98,12 +98,13 @@ def _flood(table: Table, tasks: int, file: Path) -> Path:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7.0, 3.2), dpi=DPI, layout="constrained")
-    for name in table.deployments:
+    for name, mark in zip(table.deployments, MARKS, strict=False):
         for cell in table.cells(name, tasks, FLOOD)[:1]:
-            axes.plot(range(len(cell.per_second)), cell.per_second, label=title_of(name))
-    axes.set(xlabel="s", ylabel=f"answers a second, {tasks - 1} tasks beside a flooder", ylim=(0, None))
+            axes.plot(range(len(cell.per_second)), cell.per_second, mark + "-", alpha=0.8, label=title_of(name))
+    title = f"{tasks - 1} tasks beside one that floods"
+    axes.set(title=title, xlabel="s", ylabel="answers a second", ylim=(0, None))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside right center", fontsize=8)
     return _save(figure, file)
 
 
