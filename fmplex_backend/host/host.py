@@ -24,7 +24,7 @@ from fmplex_backend.host.dispatcher import Dispatcher
 from fmplex_backend.host.engine_process import EngineProcess
 from fmplex_backend.host.forks import ForkServer
 from fmplex_backend.host.intake import Intake, is_status
-from fmplex_backend.host.log import HostLog
+from fmplex_backend.host.log import Concerned, HostLog
 from fmplex_backend.host.metrics import Snapshot
 from fmplex_backend.host.registry import Registry
 from fmplex_backend.host.requests import Ask, Pending
@@ -140,9 +140,14 @@ class FMHost:
         except FMplexError as error:
             return error
         except Exception as error:  # a defect of ours: the client must not wait for ever
-            self._log(f"defect: {type(error).__name__}: {error}")
-            return EngineFailure(f"internal error: {type(error).__name__}: {error}")
+            return self._defect(error, ask)
         return None
+
+    def _defect(self, error: Exception, ask: Ask) -> EngineFailure:
+        """What ``ask`` is answered with where our own code has failed."""
+        what = f"{type(error).__name__}: {error}"
+        self._log.sparingly("defect", what, [Concerned(ask.request_id)], what, time.monotonic())
+        return EngineFailure(f"internal error: {what}")
 
     def refused(self, error: FMplexError) -> FMplexError:
         """``error``, counted: of a request that cannot even be read."""
@@ -180,8 +185,7 @@ class FMHost:
         try:
             reply = request.reply()
         except Exception as error:
-            self._log(f"defect: cannot put a reply together: {type(error).__name__}: {error}")
-            reply = EngineFailure(f"internal error: {type(error).__name__}: {error}")
+            reply = self._defect(error, request.ask)
         try:
             request.ask.respond(reply)
         finally:

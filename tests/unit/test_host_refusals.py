@@ -74,4 +74,6 @@ def test_a_defect_is_an_answer_too(asked: Asked, monkeypatch: pytest.MonkeyPatch
     error = asked.ask(0)
     assert isinstance(error, EngineFailure)
     assert str(error) == "internal error: ZeroDivisionError: of ours"
-    assert asked.log[-1] == "defect: ZeroDivisionError: of ours"
+    asked.ask(0)
+    told = [line for line in asked.log if line.startswith("defect")]
+    assert told == ["defect: request '': ZeroDivisionError: of ours"], "once, however many requests run into it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -88,6 +89,7 @@ class Record:
             Cell(
                 **{
                     **cell,
+                    "cpu_seconds_per_1000": _number(cell["cpu_seconds_per_1000"]),
                     "summary": _summary(cell["summary"]),
                     "flooder": _summary(cell["flooder"]) if cell["flooder"] else None,
                     "cdf": tuple(map(tuple, cell["cdf"])),
@@ -117,4 +119,10 @@ def _later(items: list[_Item], rounds: int) -> list[_Item]:
 
 
 def _summary(data: dict[str, Any]) -> Summary:
-    return Summary(**{**data, "task_mean_ms": tuple(data["task_mean_ms"])})
+    numbers: dict[str, Any] = {name: _number(value) for name, value in data.items() if name != "task_mean_ms"}
+    return Summary(**numbers, task_mean_ms=tuple(map(_number, data["task_mean_ms"])))
+
+
+def _number(value: float | None) -> float:
+    """NaN is null in JSON."""
+    return math.nan if value is None else value

@@ -50,7 +50,17 @@ def number(value: float) -> str:
 def as_json(outcome: Outcome, conditions: Mapping[str, Any]) -> str:
     """Conditions, figures and what they were made of."""
     figures = [dataclasses.asdict(figure) for figure in outcome.figures]
-    return json.dumps({"conditions": conditions, "figures": figures, "details": outcome.details}, indent=1)
+    whole = {"conditions": conditions, "figures": figures, "details": outcome.details}
+    return json.dumps(_finite(whole), indent=1, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """With null for what is no number: JSON has neither NaN nor infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def plots(name: str, outcome: Outcome, folder: Path) -> list[Path]:
