@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,16 @@ def refuse_missing(missing: Iterable[Any], spec: str, *, optional: str = "") -> 
     """Raise `Refused` where the weights lack what the model needs; names that begin with ``optional`` it does not."""
     if body := sorted(key for key in map(str, missing) if not (optional and key.startswith(optional))):
         raise Refused(f"backbone {spec!r}: its weights lack {body[0]!r} and {len(body) - 1} more; it would be random")
+
+
+def filled(module: nn.Module, weights: Mapping[str, Tensor], spec: str) -> nn.Module:
+    """``module`` with these ``weights``, all of them and nothing else. Raises `Refused`."""
+    refuse_missing(module.state_dict().keys() - weights.keys(), spec)
+    try:
+        module.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise Refused(f"backbone {spec!r}: {error}") from None
+    return module
 
 
 def touchable(model: nn.Module, shared: Collection[str] = ()) -> dict[str, dict[str, Any]]:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from fmplex_backend.backbones.base import Features
 from fmplex_backend.backbones.facts import BackboneFacts, SeriesInput
-from fmplex_backend.backbones.folder import DTYPES, read_json, ready, refuse_missing, touchable
-from fmplex_backend.backbones.series import SeriesBackbone
+from fmplex_backend.backbones.folder import DTYPES, filled, read_json, ready, touchable
+from fmplex_backend.backbones.series import SeriesBackbone, levels_of
 from fmplex_backend.backbones.source import fingerprint
 from fmplex_backend.errors import Refused
 
@@ -271,10 +271,10 @@ class FracastBackbone(SeriesBackbone):
         except (KeyError, TypeError, ValueError) as error:
             raise Refused(f"backbone {spec!r}: config.json is none of Fracast's: {error!r}") from None
         weights = load_file(folder / "model.safetensors")
-        self.model = ready(_filled(model, "core.", weights, spec).to(DTYPES[dtype]), device)
+        self.model = ready(filled(model, _under("core.", weights), spec).to(DTYPES[dtype]), device)
         self._head = None
         if "head_kind" in config:
-            self._head = ready(_filled(QuantileHead(config), "head.", weights, spec).to(DTYPES[dtype]), device)
+            self._head = ready(filled(QuantileHead(config), _under("head.", weights), spec).to(DTYPES[dtype]), device)
         self.device = device
         self.facts = BackboneFacts(
             spec=spec,
@@ -299,10 +299,7 @@ class FracastBackbone(SeriesBackbone):
         values, observed = inputs["values"], inputs["observed"]
         scaled, _, _ = _scaled(values, observed)
         hidden = self.model(scaled, observed)
-        count = observed.sum(1, keepdim=True)
-        mean = (values * observed).sum(1, keepdim=True) / count
-        spread = (((values - mean) ** 2 * observed).sum(1, keepdim=True) / count).sqrt()
-        return Features(hidden, observed.to(torch.int64), inputs, levels=torch.cat([mean, spread], -1))
+        return Features(hidden, observed.to(torch.int64), inputs, levels=levels_of(values, observed))
 
     def forecast(self, features: Features) -> Tensor:
         """See `Backbone`."""
@@ -321,15 +318,8 @@ def _scaled(values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.where(observed, (values - least) / span, 0), least, span
 
 
-def _filled(module: nn.Module, prefix: str, weights: Mapping[str, Tensor], spec: str) -> nn.Module:
-    """``module`` with its ``weights``. Raises `Refused`."""
-    own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-    refuse_missing(module.state_dict().keys() - own.keys(), spec)
-    try:
-        module.load_state_dict(own)
-    except RuntimeError as error:
-        raise Refused(f"backbone {spec!r}: {error}") from None
-    return module
+def _under(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
 load = FracastBackbone

@@ -13,6 +13,13 @@ from fmplex_backend.backbones.facts import SeriesInput
 from fmplex_backend.messages import Tokens
 
 
+def levels_of(values: Tensor, observed: Tensor) -> Tensor:
+    """Mean and standard deviation of what is ``observed`` of each of ``values`` [s, context], [s, 2]."""
+    count = observed.sum(1, keepdim=True)
+    mean = (values * observed).sum(1, keepdim=True) / count
+    return torch.cat([mean, (((values - mean) ** 2 * observed).sum(1, keepdim=True) / count).sqrt()], -1)
+
+
 class SeriesBackbone(Backbone):
     """Its `forward` gets ``values`` fp32 and ``observed`` bool, [channels of all rows, context]."""
 
