@@ -17,6 +17,7 @@ PLUGINS: dict[str, str] = {
     "whisper": "audio",
     "patchtst": "patchtst",
     "fracast": "fracast",
+    "moment": "moment",
 }
 """``model_type`` → module of this package, which has a function ``load(spec, folder, dtype, device)``."""
 OTHERS = "text"
@@ -29,7 +30,8 @@ def load_backbone(spec: str, dtype: str, device: str) -> Backbone:
     Raises `NotFound` or `Refused`.
     """
     folder = local_folder(spec)
-    model_type = read_json(folder, "config.json", spec).get("model_type", "")
+    config = read_json(folder, "config.json", spec)
+    model_type = config.get("model_type") or str(config.get("model_name", "")).lower()
     plugin = import_module(f"fmplex_backend.backbones.{PLUGINS.get(model_type, OTHERS)}")
     backbone: Backbone = plugin.load(spec, folder, dtype, device)
     return backbone
