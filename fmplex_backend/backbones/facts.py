@@ -37,6 +37,8 @@ class ImageInput:
     """With ``crop``: the shorter side before it, for an image of ``size``."""
     resample: int
     """Pillow's number of the filter."""
+    any_size: bool = True
+    """Whether it sees images of other sizes too, which are whole patches."""
 
     def positions(self, size: int) -> int:
         """Of an image with this height and width."""

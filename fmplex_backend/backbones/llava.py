@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ class LlavaBackbone(Backbone):
         self._colours = Colours(folder, spec)
         # What LLaVA hands on of the picture is its patches, with the class token only where it says "full".
         special = int(config.vision_feature_select_strategy == "full")
-        self._image = image_input(config.vision_config, self._colours.told, special)
+        self._image = replace(image_input(config.vision_config, self._colours.told, special), any_size=False)
         text = text_input(fast_tokenizer(folder, spec), spec)
         self._pad, self._picture = text.pad_token_id, int(config.image_token_index)
         self._patches = self._image.positions(self._image.size)

@@ -134,6 +134,8 @@ def check_encoder(encoder: EncoderSpec, facts: BackboneFacts) -> None:
 def _check_image(encoder: ImageSpec, own: ImageInput, most: int) -> None:
     if encoder.size is None:
         return
+    if not own.any_size and encoder.size != own.size:
+        raise Refused(f"encoder.size {encoder.size}: the backbone sees images of {own.size} alone")
     if encoder.size % own.patch:
         raise Refused(f"encoder.size {encoder.size} is no multiple of the backbone's patches of {own.patch}")
     if (positions := own.positions(encoder.size)) > most:

