@@ -1,6 +1,7 @@
 """``fmplex task``: make, train, import, list, change and remove vFMs. A thin layer over `fmplex_tools.tasks`.
 
-Its commands about series are in `fmplex_tools.task_series_cli`, those about signatures in `fmplex_tools.task_sign_cli`.
+Its commands about pictures' patches are in `fmplex_tools.task_image_cli`, about series in
+`fmplex_tools.task_series_cli`, about signatures in `fmplex_tools.task_sign_cli`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typer.core import TyperGroup
 from fmplex_backend.errors import FMplexError, InvalidInput
 from fmplex_backend.repository.config import fm_settings
 from fmplex_backend.repository.modalities import SPECS, EncoderSpec, Modality, SeriesSpec, TextSpec
-from fmplex_tools import task_series_cli, task_sign_cli
+from fmplex_tools import task_image_cli, task_series_cli, task_sign_cli
 from fmplex_tools.console import DEFAULT_REPOSITORY, err, fail, out
 from fmplex_tools.task_arguments import Fm, Name, Repository, SignWith, Weight, before_torch, key_in, names, policy
 from fmplex_tools.tasks import (
@@ -63,6 +64,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(task_image_cli.app)
 app.add_typer(task_series_cli.app)
 app.add_typer(task_sign_cli.app)
 

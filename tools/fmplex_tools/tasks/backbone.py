@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from transformers.utils.logging import disable_progress_bar
 
 from fmplex_backend.backbones.base import Features
+from fmplex_backend.backbones.facts import ImageInput
 from fmplex_backend.backbones.registry import load_backbone as load_plugin
 from fmplex_backend.encoders.choice import make_encoder
 from fmplex_backend.encoders.text import TextEncoder
@@ -27,7 +28,7 @@ from fmplex_backend.messages import Tokens
 from fmplex_backend.repository.artifact import BackboneRef
 from fmplex_backend.repository.config import CONFIG_FILE, FMSettings, fm_settings, is_physical, read_config
 from fmplex_backend.repository.layout import physical_fms
-from fmplex_backend.repository.modalities import EncoderSpec, TextSpec
+from fmplex_backend.repository.modalities import EncoderSpec, ImageSpec, TextSpec
 from fmplex_backend.repository.packed import check_encoder
 from fmplex_backend.repository.poolings import Pooling
 from fmplex_tools.tasks.rows import tensors_of
@@ -79,7 +80,10 @@ class Backbone:
     def encode(
         self, rows: Sequence[Any], pairs: Sequence[str] | None, spec: EncoderSpec, *, words: bool = False
     ) -> Encoded:
-        """``rows`` by the server's own encoder; with ``words`` also the word of each token. Raises `InvalidInput`."""
+        """``rows`` by the server's own encoder; with ``words`` also the word of each token. Raises `InvalidInput`.
+
+        Of an image, patches are its words.
+        """
         if isinstance(spec, TextSpec) and isinstance(self._encoder, TextEncoder):
             encoded = self._encoder.encode_texts(spec, rows, pairs, offsets=words)  # all at once: many times as fast
         else:
@@ -92,6 +96,9 @@ class Backbone:
         tokens, sizes = [row.tokens for row in encoded], [row.size for row in encoded]
         if not words:
             return Encoded(tokens, sizes)
+        if isinstance(spec, ImageSpec):
+            special = self.facts.input.special if isinstance(self.facts.input, ImageInput) else 0
+            return Encoded(tokens, sizes, [[None] * special + list(range(size - special)) for size in sizes])
         starts = [[0] + [place + 1 for place, char in enumerate(text) if char == " "] for text in rows]
         of_word = [
             [bisect_right(start, begin) - 1 if end > begin else None for begin, end in row.offsets or ()]

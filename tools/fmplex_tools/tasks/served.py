@@ -89,9 +89,12 @@ def _ask(client: Client, name: str, examples: Examples) -> list[Any]:
 
 
 def _by_token(answers: Sequence[TokenClassification], examples: Examples, written: Quality) -> Score:
-    """Tokens whose label is that of their word."""
-    right = []
+    """Tokens whose label is that of their word; patches whose label is their own."""
+    right: list[bool] = []
     for answer, words, tags in zip(answers, examples.words or (), examples.labels or (), strict=True):
+        if answer.tokens and answer.tokens[0].start is None:
+            right += [token.label == tag for token, tag in zip(answer.tokens, tags, strict=True)]
+            continue
         starts = list(accumulate((len(word) + 1 for word in words[:-1]), initial=0))
         for token in answer.tokens:
             if token.start is not None and token.start != token.end:
