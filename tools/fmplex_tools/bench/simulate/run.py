@@ -7,7 +7,7 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ REPORT_EVERY = 500
 
 @dataclass
 class Counts:
-    """Rows of one kind of vFM, by how they ended. Nothing is left out: they sum to ``submitted``."""
+    """Rows of a vFM, or of several, by how they ended. Nothing is left out: they sum to ``submitted``."""
 
     submitted: int = 0
     served: int = 0
@@ -41,8 +41,8 @@ class Outcome:
     """What happened. The window leaves out the warm-up and what is run after the last arrival."""
 
     window: tuple[float, float]
-    light: Counts = field(default_factory=Counts)
-    flood: Counts = field(default_factory=Counts)
+    flooders: frozenset[str] = frozenset()
+    by_vfm: dict[str, Counts] = field(default_factory=dict)
     rows: float = 0.0
     """Run within the window; a batch counts by the part of its time that lies in it, here and below."""
     batches: float = 0.0
@@ -64,6 +64,25 @@ class Outcome:
     def seconds(self) -> float:
         """Length of the window."""
         return self.window[1] - self.window[0]
+
+    @property
+    def light(self) -> Counts:
+        """Of all vFMs but the flooders."""
+        return _summed(counts for vfm, counts in self.by_vfm.items() if vfm not in self.flooders)
+
+    @property
+    def flood(self) -> Counts:
+        """Of the flooders."""
+        return _summed(counts for vfm, counts in self.by_vfm.items() if vfm in self.flooders)
+
+
+def _summed(several: Iterable[Counts]) -> Counts:
+    total = Counts()
+    for counts in several:
+        for name in ("submitted", "served", "rejected", "expired", "left"):
+            setattr(total, name, getattr(total, name) + getattr(counts, name))
+        total.latencies += counts.latencies
+    return total
 
 
 def simulate(
@@ -99,7 +118,7 @@ class _Run:
         self._progress = progress
         self._chance = random.Random(seed)
         self._sizes = _endless(load, seed)
-        self._out = Outcome((warm_up * load.span, load.span))
+        self._out = Outcome((warm_up * load.span, load.span), load.flooders, {vfm: Counts() for vfm in load.policies})
         self._running: list[tuple[float, int, float, Batch]] = []
         """Heap: end, order, start."""
         self._order = itertools.count()
@@ -159,7 +178,7 @@ class _Run:
             self._of(row.vfm).left += 1
 
     def _of(self, vfm: str) -> Counts:
-        return self._out.flood if vfm in self._load.flooders else self._out.light
+        return self._out.by_vfm[vfm]
 
     def _submit(self, now: float, vfm: str, sizes: tuple[int, ...]) -> None:
         timeout = self._load.timeout

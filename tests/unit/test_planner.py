@@ -1,0 +1,300 @@
+"""Planning fleets: against an independent check of every limit, against the exact optimum, and in the simulator."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from fmplex_backend.errors import InvalidInput
+from fmplex_tools.cli import app
+from fmplex_tools.planner import exact, fast
+from fmplex_tools.planner.alternatives import without
+from fmplex_tools.planner.estimate import ROUNDS
+from fmplex_tools.planner.fleet_file import EXAMPLE, Fleet, parse_fleet
+from fmplex_tools.planner.placement import Placement, PlanFile
+from fmplex_tools.planner.planning import devices_more, missing_of, plan
+from fmplex_tools.planner.problem import FULLEST, problem_of
+from fmplex_tools.planner.replan import changes, replan
+
+COST = {"alpha": 0.01, "beta": 1e-4, "gamma": 2e-4}
+GB, MB = 10**9, 10**6
+
+
+def fleet_of(**parts: Any) -> Fleet:
+    whole = {
+        "devices": {"cpu": {"count": 4, "memory": GB}},
+        "fms": {"small": {"memory": 300 * MB, "cost": {"cpu": COST}}},
+        "vfms": {"a": {"fm": "small", "rate": 1, "p99_ms": 500}},
+        "headroom": 0.0,
+    }
+    return Fleet.model_validate({**whole, **parts})
+
+
+def random_fleet(seed: int, *, devices: int = 6, kinds: int = 1, apart: bool = True) -> Fleet:
+    rng = random.Random(seed)
+    names = ["small", "large"][: rng.randint(1, 2)]
+    made = {
+        f"kind{k}": {"count": devices, "memory": rng.choice([1, 2, 3]) * GB, "price": rng.choice([1, 1, 3])}
+        for k in range(kinds)
+    }
+    fms = {
+        name: {
+            "memory": rng.randint(100, 600) * MB,
+            "slots": rng.choice([4, 16, 64]),
+            "cost": {
+                kind: {"alpha": rng.uniform(0.002, 0.03), "beta": rng.uniform(2e-5, 3e-4), "gamma": 1e-4}
+                for kind in made
+            },
+        }
+        for name in names
+    }
+    vfms = {
+        f"v{number}": {
+            "fm": rng.choice(names),
+            "count": rng.choice([1, 1, 3, 8]),
+            "memory": rng.choice([1, 20, 150]) * MB,
+            "adapter": rng.random() < 0.8,
+            "rate": rng.choice([0.1, 1, 4, 12]),
+            "burst": rng.choice([1, 1, 4]),
+            "lengths": {rng.choice([8, 16, 64]): 1, rng.choice([32, 128]): rng.random() + 0.1},
+            "p99_ms": rng.choice([250, 400, 1000]),
+            "replicas": rng.choice([1, 1, 1, 2]),
+        }
+        for number in range(rng.randint(2, 7))
+    }
+    single = [name for name, vfm in vfms.items() if vfm["count"] == 1]
+    groups = [rng.sample(single, 2)] if apart and len(single) > 1 and rng.random() < 0.5 else []
+    return Fleet.model_validate({"devices": made, "fms": fms, "vfms": vfms, "apart": groups})
+
+
+def check(fleet: Fleet, placement: Placement) -> None:
+    """Every limit, computed anew from the file."""
+    problem = problem_of(fleet)
+    replicas = {name: demand.replicas for demand in problem.demands for name in demand.names}
+    spec_of = {name: fleet.vfms[name.rpartition("-")[0] or name] for name in replicas}
+    for name, devices in placement.on.items():
+        assert len(set(devices)) == len(devices) == replicas[name] >= spec_of[name].replicas
+    for device, names in placement.by_device().items():
+        kind = problem.kinds[problem.kind_of[device]].name
+        by_fm: dict[str, list[str]] = defaultdict(list)
+        for name in names:
+            by_fm[spec_of[name].fm].append(name)
+        memory = sum(fleet.fms[fm].memory for fm in by_fm) + sum(spec_of[name].memory for name in names)
+        assert memory <= fleet.devices[kind].memory * (1 - fleet.headroom)
+        round_, work = 0.0, 0.0
+        for fm, own in by_fm.items():
+            spec = fleet.fms[fm]
+            assert sum(spec_of[name].adapter for name in own) <= spec.slots
+            cost = spec.cost[kind].model()
+            found, groups = -1.0, 0
+            for length in sorted({length for vfm in fleet.vfms.values() if vfm.fm == fm for length in vfm.lengths}):
+                if groups == 0 or cost.work(length) - found > cost.alpha / 4:
+                    found, groups = cost.work(length), groups + 1
+            launch = cost.alpha * (1 + (groups - 1) / 2)
+            round_ += launch
+            for name in own:
+                vfm = spec_of[name]
+                whole = sum(vfm.lengths.values())
+                mean = sum(n * cost.work(length) for length, n in vfm.lengths.items()) / whole
+                squares = sum(n * (cost.work(length) + cost.gamma) ** 2 for length, n in vfm.lengths.items()) / whole
+                rows = min(spec.max_batch_rows, max(1, 12 * cost.alpha / mean))
+                longest = max(length for vfm in fleet.vfms.values() if vfm.fm == fm for length in vfm.lengths)
+                waste = min(cost.alpha, rows * (cost.work(longest) - mean))
+                work += vfm.rate / replicas[name] * (mean + cost.gamma + max(launch, cost.alpha + waste) / rows)
+                round_ += 4.6 / 2 / ROUNDS * vfm.rate / replicas[name] * vfm.burst * squares
+        assert work <= FULLEST + 1e-6
+        for name in names:
+            vfm = spec_of[name]
+            cost = fleet.fms[vfm.fm].cost[kind].model()
+            mean = sum(n * cost.work(length) for length, n in vfm.lengths.items()) / sum(vfm.lengths.values())
+            own_time = cost.work(max(vfm.lengths)) + (vfm.burst - 1) * mean
+            assert ROUNDS * round_ / (1 - work) + own_time <= vfm.p99_ms / 1e3 * (1 + 1e-6), (name, device)
+        for group in fleet.apart:
+            assert len(set(group) & set(names)) <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), kinds=st.integers(1, 2))
+def test_whatever_is_placed_keeps_every_limit(seed: int, kinds: int) -> None:
+    fleet = random_fleet(seed, kinds=kinds)
+    problem = problem_of(fleet)
+    packing = fast.pack(problem, seconds=5)
+    check(fleet, packing.placement())
+    again = replan(problem, packing.placement())
+    assert again.placement().on.keys() >= packing.placement().on.keys()
+    check(fleet, again.placement())
+
+
+def test_the_heuristic_against_the_best_there_is() -> None:
+    ours = best = 0.0
+    for seed in range(40):
+        fleet = random_fleet(seed, devices=4, kinds=1 + seed % 2)
+        problem = problem_of(fleet)
+        packing = fast.pack(problem, seconds=5)
+        solved = exact.solve(problem, packing, seconds=20)
+        assert solved is not None
+        check(fleet, solved.packing.placement())
+        missing = [len(one.placement().missing(problem)) for one in (packing, solved.packing)]
+        assert missing[0] >= missing[1] or not solved.optimal, seed
+        if missing == [0, 0]:
+            ours += packing.placement().price(problem)
+            best += solved.packing.placement().price(problem)
+            assert fast.least_price(problem) <= solved.packing.placement().price(problem) + 1e-6, seed
+    assert best > 0
+    assert ours <= 1.05 * best
+
+
+def test_by_hand() -> None:
+    """Each limit by itself, with numbers that can be done in the head."""
+    vfm = {"fm": "small", "rate": 0.01, "p99_ms": 1000, "lengths": 32, "count": 100}
+    by_memory = problem_of(fleet_of(vfms={"a": {**vfm, "memory": 35 * MB}}))  # 20 on each: 300 + 20 · 35 = 1000
+    assert len(fast.pack(by_memory).placement().on) == 80
+    slots = fleet_of(fms={"small": {"memory": 300 * MB, "slots": 12, "cost": {"cpu": COST}}}, vfms={"a": vfm})
+    assert len(fast.pack(problem_of(slots)).placement().on) == 48
+    heads = fleet_of(
+        fms={"small": {"memory": 300 * MB, "slots": 12, "cost": {"cpu": COST}}}, vfms={"a": {**vfm, "adapter": False}}
+    )
+    packing = fast.pack(problem_of(heads))
+    assert (len(packing.placement().on), int(packing.used.sum())) == (100, 1)
+    # 2.5 rounds and 3.2 ms of its own in 403.2 ms: a round of 160 ms. A row takes 3.2 + .2 ms and 3.2/12 of a launch
+    busy = problem_of(fleet_of(vfms={"a": {**vfm, "rate": 10, "p99_ms": 403.2, "count": 200}}))
+    spread = 4.6 / 2 / 2.5 * 10 * 3.4e-3**2 / 0.16
+    assert len(fast.pack(busy).placement().on) == 4 * int((1 - 10 / 160) / (10 * (3.4e-3 + 3.2e-3 / 12) + spread))
+
+
+def test_a_hot_vfm_is_given_more_replicas() -> None:
+    fleet = fleet_of(vfms={"hot": {"fm": "small", "rate": 500, "p99_ms": 500}})
+    problem = problem_of(fleet)
+    assert problem.demands[0].replicas == 2  # 500 rows/s of 3.67 ms each are 1.8 devices' work
+    placement = fast.pack(problem).placement()
+    assert len(set(placement.on["hot"])) == 2
+
+
+def test_what_never_fits_and_what_would_do() -> None:
+    fleet = fleet_of(
+        devices={"cpu": {"count": 1, "memory": GB}},
+        vfms={
+            "huge": {"fm": "small", "memory": 800 * MB, "rate": 1, "p99_ms": 500},
+            "hasty": {"fm": "small", "rate": 1, "p99_ms": 20},
+            "many": {"fm": "small", "memory": 100 * MB, "rate": 0.1, "p99_ms": 500, "count": 20},
+        },
+    )
+    made = plan(fleet, solver="fast", checked=0)
+    found = {one.names[0].partition("-")[0]: one for one in missing_of(made.packing)}
+    assert found["huge"].why == "cpu has 1,000 MB to use, it needs 1,100 MB"
+    assert found["hasty"].why is not None
+    assert "its p99 would have to be" in found["hasty"].why
+    assert (found["many"].why, len(found["many"].names)) == (None, 13)
+    assert devices_more(made.packing) == {"cpu": 2}
+    assert not made.good
+
+
+def test_replanning_moves_little() -> None:
+    fleet = fleet_of(
+        devices={"cpu": {"count": 30, "memory": GB}},
+        vfms={f"v{n}": {"fm": "small", "memory": 10 * MB, "rate": 1.0 + n % 3, "p99_ms": 500} for n in range(400)},
+    )
+    before = fast.pack(problem_of(fleet)).placement()
+    assert not before.missing(problem_of(fleet))
+    vfms = dict(fleet.vfms)
+    for number in range(0, 400, 100):
+        del vfms[f"v{number}"]
+        vfms[f"new{number}"] = fleet.vfms["v1"]
+    changed = fleet.model_copy(update={"vfms": vfms})
+    problem = problem_of(changed)
+    after = replan(problem, before).placement()
+    check(changed, after)
+    done = changes(before, after)
+    assert (len(done.added), len(done.removed), dict(done.moved)) == (4, 4, {})
+    hotter = {name: vfm.model_copy(update={"rate": 30.0}) if name == "v7" else vfm for name, vfm in vfms.items()}
+    grown = fleet.model_copy(update={"vfms": hotter})
+    again = replan(problem_of(grown), after).placement()
+    check(grown, again)
+    assert not again.missing(problem_of(grown))
+    assert len(changes(after, again).moved) <= 8
+
+
+def test_a_plan_is_kept_by_names(tmp_path: Path) -> None:
+    fleet = random_fleet(3)
+    problem = problem_of(fleet)
+    placement = fast.pack(problem).placement()
+    file = PlanFile.model_validate_json(PlanFile.of(placement, problem).model_dump_json())
+    assert file.placement(problem).on == placement.on
+
+
+def test_without_sharing() -> None:
+    vfm = {"fm": "small", "rate": 0.05, "memory": MB, "p99_ms": 500, "count": 60}
+    problem = problem_of(fleet_of(vfms={"a": vfm}))
+    assert len(fast.pack(problem).placement().on) == 60
+    private, spatial = without(problem, "private"), without(problem, "spatial")
+    assert (private.hosted, private.devices) == (12, {"cpu": 20})  # 3 copies of 301 MB a device
+    assert spatial.hosted <= private.hosted
+    quick = problem_of(fleet_of(vfms={"a": {**vfm, "p99_ms": 70}}))  # 2 · (2.5 · 10 + 3.2) ms in two parts
+    assert without(quick, "spatial").hosted == 8
+
+
+def test_the_simulator_agrees() -> None:
+    made = plan(parse_fleet(EXAMPLE, "example"), solver="fast", checked=4)
+    assert made.findings
+    assert made.good
+    tight = fleet_of(vfms={"a": {"fm": "small", "rate": 6, "p99_ms": 150, "lengths": {16: 1, 64: 1}, "count": 60}})
+    made = plan(tight, solver="fast", checked=4)
+    assert made.good, made.findings
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"vfms": {"a": {"fm": "none", "rate": 1, "p99_ms": 5}}}, "vfms.a.fm: there is no FM 'none'; there is small"),
+        ({"vfms": {"a": {"fm": "small", "rate": -1, "p99_ms": 5}}}, "vfms.a.rate -1: Input should be greater than"),
+        ({"vfms": {"a": {"fm": "small", "rate": 1}}}, "vfms.a.p99_ms: Field required"),
+        ({"vfms": {"a": {"fm": "small", "rate": 1, "p99_ms": 5, "p99": 1}}}, "vfms.a.p99 1: Extra inputs"),
+        ({"devices": {}}, "devices {}: Dictionary should have at least 1 item"),
+        ({"devices": {"cpu": {"memory": "much"}}}, "devices.cpu.memory 'much': could not parse value and unit"),
+        ({"apart": [["a", "b"]]}, "apart: there is no vFM 'b'"),
+        ({"fms": {"small": {"memory": 1, "cost": {"gpu": COST}}}}, "fms.small.cost: there are no devices 'gpu'"),
+    ],
+)
+def test_bad_fleets(change: dict[str, Any], says: str) -> None:
+    whole = fleet_of().model_dump(mode="json")
+    changed = yaml.safe_dump({**whole, **change})
+    with pytest.raises(InvalidInput) as refused:
+        parse_fleet(changed, "fleet.yaml")
+    assert str(refused.value).startswith(f"fleet.yaml: {says}")
+
+
+def test_a_group_that_is_many_cannot_be_kept_apart() -> None:
+    vfms = {name: {"fm": "small", "rate": 1, "p99_ms": 500, "count": 2} for name in "ab"}
+    with pytest.raises(InvalidInput, match="apart: 'a' is 2 vFMs; name single ones"):
+        problem_of(fleet_of(vfms=vfms, apart=[["a", "b"]]))
+
+
+def test_the_command(tmp_path: Path) -> None:
+    runner = CliRunner()
+    example = runner.invoke(app, ["plan", "--example"])
+    assert example.exit_code == 0
+    file, out, picture = tmp_path / "fleet.yaml", tmp_path / "plan.json", tmp_path / "plan.svg"
+    file.write_text(example.output)
+    command = ["plan", str(file), "--out", str(out), "--picture", str(picture), "--check", "2"]
+    done = runner.invoke(app, command, env={"COLUMNS": "140"})
+    assert done.exit_code == 0, done.output
+    assert "42 of 42 vFMs on" in done.output
+    assert "private copies" in done.output
+    assert picture.stat().st_size > 1000
+    again = runner.invoke(app, ["plan", str(file), "--from", str(out), "--check", "0"], env={"COLUMNS": "140"})
+    assert "0 added, 0 removed, 0 moved" in again.output
+    file.write_text(example.output.replace("count: 4", "count: 1"))
+    less = runner.invoke(app, ["plan", str(file), "--check", "0"], env={"COLUMNS": "140"})
+    assert less.exit_code == 1
+    assert "no place: alarm: 2 replicas need as many devices; there are 1" in less.output
+    missing = runner.invoke(app, ["plan", str(tmp_path / "none.yaml")])
+    assert missing.exit_code == 1
+    assert "no fleet file" in str(missing.exception)

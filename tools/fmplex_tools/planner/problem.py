@@ -1,0 +1,220 @@
+"""A fleet in numbers: what each vFM asks of each kind of device, by `fmplex_tools.planner.estimate`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from fmplex_backend.errors import InvalidInput
+from fmplex_tools.planner.estimate import NEVER, ROUNDS, Asked, asked, asked_alone, launches
+from fmplex_tools.planner.fleet_file import Fleet, VfmSpec
+
+FULL = 1.0 + 1e-9
+"""Up to which a part counts as not more than one."""
+FULLEST = 0.95
+"""Most work of a device: nearer to one the estimate is worth nothing."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Devices that are alike."""
+
+    name: str
+    count: int
+    memory: int
+    """Bytes that may be used."""
+    price: float
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A physical FM."""
+
+    name: str
+    memory: int
+    slots: int
+    alpha: tuple[float, ...]
+    """By kind: seconds of a round; NaN where it does not run."""
+    longest: int
+    """Tokens of its vFMs' longest rows."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What comes in for one vFM."""
+
+    rate: float
+    """Rows a second."""
+    burst: int
+    lengths: tuple[tuple[int, float], ...]
+    weight: float
+
+
+@dataclass(frozen=True)
+class Demand:
+    """vFMs that ask for the same; each has ``replicas`` replicas, all alike."""
+
+    names: tuple[str, ...]
+    fm: int
+    memory: int
+    """Bytes of a replica, apart from its FM's."""
+    slots: int
+    replicas: int
+    asked: tuple[Asked, ...]
+    """By kind: what a replica asks."""
+    apart: frozenset[int]
+    """Numbers of the groups whose members share no device."""
+    target: float
+    """Seconds within which 99 of 100 rows are answered."""
+    alone: tuple[Asked, ...]
+    """By kind: what a private copy would."""
+    traffic: Traffic
+
+    @property
+    def strict(self) -> float:
+        """Seconds that a round may take, on the kind where it may take longest."""
+        return max(asked.ceiling for asked in self.asked)
+
+    @property
+    def pieces(self) -> int:
+        """Replicas of all of them."""
+        return len(self.names) * self.replicas
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be placed where."""
+
+    kinds: tuple[Kind, ...]
+    fms: tuple[Shared, ...]
+    demands: tuple[Demand, ...]
+
+    @property
+    def devices(self) -> int:
+        """All that there are."""
+        return sum(kind.count for kind in self.kinds)
+
+    @property
+    def vfms(self) -> int:
+        """To be placed."""
+        return sum(len(demand.names) for demand in self.demands)
+
+    @cached_property
+    def kind_of(self) -> tuple[int, ...]:
+        """Of each device, in order."""
+        return tuple(number for number, kind in enumerate(self.kinds) for _ in range(kind.count))
+
+    @cached_property
+    def device_names(self) -> tuple[str, ...]:
+        """``gpu-0``, ``gpu-1`` …"""
+        return tuple(f"{kind.name}-{number}" for kind in self.kinds for number in range(kind.count))
+
+    def with_devices(self, kind: int, count: int) -> Problem:
+        """The same with so many devices of a kind."""
+        kinds = [replace(own, count=count) if number == kind else own for number, own in enumerate(self.kinds)]
+        return replace(self, kinds=tuple(kinds))
+
+    def why_never(self, demand: Demand) -> str | None:
+        """Why not even an empty device holds a replica of ``demand``; None where one does."""
+        fm = self.fms[demand.fm]
+        reasons = []
+        for number, kind in enumerate(self.kinds):
+            own = demand.asked[number]
+            alpha, ceiling, work = fm.alpha[number] + own.spread, own.ceiling, own.work
+            if math.isnan(alpha):
+                reasons.append(f"{fm.name} has no cost for {kind.name}")
+            elif fm.memory + demand.memory > kind.memory:
+                needed = f"{(fm.memory + demand.memory) / 1e6:,.0f} MB"
+                reasons.append(f"{kind.name} has {kind.memory / 1e6:,.0f} MB to use, it needs {needed}")
+            elif ceiling <= 0 or work + alpha / ceiling > FULL or work > FULLEST:
+                least = "its rate is more than the device can do"
+                if work < FULLEST:
+                    more = ROUNDS * (alpha / (1 - work) - ceiling)
+                    least = f"its p99 would have to be {more * 1e3:,.0f} ms longer"
+                reasons.append(f"on {kind.name} {least}")
+            else:
+                return None
+        return "; ".join(dict.fromkeys(reasons))
+
+
+def problem_of(fleet: Fleet) -> Problem:
+    """Numbers for ``fleet``. vFMs that are alike are one demand; hot ones are given more replicas than they ask for."""
+    kinds = tuple(
+        Kind(name, device.count, int(device.memory * (1 - fleet.headroom)), device.price)
+        for name, device in fleet.devices.items()
+    )
+    fm_names = list(fleet.fms)
+    lengths: dict[str, set[int]] = {name: set() for name in fm_names}
+    for vfm in fleet.vfms.values():
+        lengths[vfm.fm] |= vfm.lengths.keys()
+    fms = []
+    for name, fm in fleet.fms.items():
+        costs = [fm.cost[kind.name].model() if kind.name in fm.cost else None for kind in kinds]
+        alphas = (math.nan if cost is None else cost.alpha * launches(lengths[name], cost) for cost in costs)
+        fms.append(Shared(name, int(fm.memory), fm.slots, tuple(alphas), max(lengths[name], default=1)))
+    bare = Problem(kinds, tuple(fms), ())
+    demands = []
+    for name, vfm in fleet.vfms.items():
+        apart = frozenset(number for number, group in enumerate(fleet.apart) if name in group)
+        if apart and vfm.count > 1:
+            raise InvalidInput(f"apart: {name!r} is {vfm.count} vFMs; name single ones")
+        names = (name,) if vfm.count == 1 else tuple(f"{name}-{number}" for number in range(vfm.count))
+        demands.append(_with_replicas(bare, fleet, names, vfm, fm_names.index(vfm.fm), apart))
+    return replace(bare, demands=tuple(_merged(demands)))
+
+
+def _with_replicas(
+    bare: Problem, fleet: Fleet, names: tuple[str, ...], vfm: VfmSpec, fm: int, apart: frozenset[int]
+) -> Demand:
+    """With the fewest replicas, from what is asked for on, each of which fits on a device of its own."""
+    made = None
+    for replicas in _more(vfm.replicas, max(vfm.replicas, bare.devices)):
+        demand = Demand(
+            names=names,
+            fm=fm,
+            memory=int(vfm.memory),
+            slots=int(vfm.adapter),
+            replicas=replicas,
+            asked=tuple(_asked(fleet, bare, vfm, fm, kind, replicas, alone=False) for kind in range(len(bare.kinds))),
+            apart=apart,
+            target=vfm.p99_ms / 1e3,
+            alone=tuple(_asked(fleet, bare, vfm, fm, kind, replicas, alone=True) for kind in range(len(bare.kinds))),
+            traffic=Traffic(vfm.rate, vfm.burst, tuple(sorted(vfm.lengths.items())), vfm.weight),
+        )
+        made = made or demand
+        if bare.why_never(demand) is None:
+            return demand
+    assert made is not None
+    return made  # no number of replicas helps: told of as it was asked for
+
+
+def _asked(fleet: Fleet, bare: Problem, vfm: VfmSpec, fm: int, kind: int, replicas: int, *, alone: bool) -> Asked:
+    spec, name = fleet.fms[vfm.fm], bare.kinds[kind].name
+    if name not in spec.cost:
+        return NEVER
+    cost = spec.cost[name].model()
+    if alone:
+        return asked_alone(vfm, cost, spec.max_batch_rows, replicas)
+    shared = bare.fms[fm]
+    return asked(vfm, cost, shared.alpha[kind], shared.longest, spec.max_batch_rows, replicas)
+
+
+def _more(first: int, last: int) -> Iterator[int]:
+    """``first`` and a bit more each time, to ``last``."""
+    count = first
+    while count < last:
+        yield count
+        count = max(count + 1, count * 5 // 4)
+    yield last
+
+
+def _merged(demands: Sequence[Demand]) -> Iterator[Demand]:
+    """Those that differ in nothing but names as one; which of them are kept apart is a difference."""
+    alike: dict[Demand, list[str]] = {}
+    for demand in demands:
+        key = replace(demand, names=demand.names if demand.apart else ())
+        alike.setdefault(key, []).extend(demand.names)
+    for key, names in alike.items():
+        yield replace(key, names=tuple(names))
