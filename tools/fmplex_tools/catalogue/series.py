@@ -155,8 +155,8 @@ def entries() -> Iterable[Entry]:
             kind="classification",
             pooling=POOLING,
             encoder=SeriesSpec(channels=channels, observed=True),
-            max_rows=max(20, 600 // channels),
-            max_test_rows=max(20, 300 // channels),
+            max_rows=max(20, 3600 // channels),
+            max_test_rows=max(20, 4800 // channels),
         )
         yield Entry(name, what, FM, (source,), load, options, Probe("accuracy", probe), quick, note)
     for name, what, source, load in (
