@@ -42,11 +42,8 @@ class MomentBackbone(SeriesBackbone):
         """Load ``spec``, whose files are in ``folder``. Raises `Refused`."""
         config = read_json(folder, "config.json", spec)
         try:
-            context, self._patch, t5 = (
-                int(config["seq_len"]),
-                int(config["patch_len"]),
-                T5Config.from_dict(config["t5_config"]),
-            )
+            context, self._patch = int(config["seq_len"]), int(config["patch_len"])
+            t5 = T5Config.from_dict(config["t5_config"])
         except (KeyError, TypeError, ValueError) as error:
             raise Refused(f"backbone {spec!r}: config.json is none of MOMENT's: {error!r}") from None
         _check(config, context, self._patch, spec)

@@ -188,12 +188,12 @@ def test_what_never_fits_and_what_would_do() -> None:
         },
     )
     made = plan(fleet, solver="fast", checked=0)
-    found = {one.names[0].partition("-")[0]: one for one in missing_of(made.packing)}
+    found = {one.names[0].partition("-")[0]: one for one in missing_of(made)}
     assert found["huge"].why == "cpu has 1,000 MB to use, it needs 1,100 MB"
     assert found["hasty"].why is not None
     assert "its p99 would have to be" in found["hasty"].why
     assert (found["many"].why, len(found["many"].names)) == (None, 13)
-    assert devices_more(made.packing) == {"cpu": 2}
+    assert devices_more(made) == {"cpu": 2}
     assert not made.good
 
 

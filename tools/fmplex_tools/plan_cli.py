@@ -9,6 +9,7 @@ import typer
 
 from fmplex_backend.errors import InvalidInput
 from fmplex_tools.console import err, out
+from fmplex_tools.files import write_whole
 from fmplex_tools.planner.fleet_file import EXAMPLE, parse_fleet, read_fleet
 from fmplex_tools.planner.placement import PlanFile, read_plan
 from fmplex_tools.planner.planning import Solver
@@ -60,7 +61,7 @@ def plan(
             draw(made.packing, picture)
     show(made, out, compare=compare)
     if target is not None:
-        file = PlanFile.of(made.packing.placement(), made.problem)
-        target.write_text(file.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        file = PlanFile.of(made.placement, made.problem)
+        write_whole(target, file.model_dump_json(indent=1) + "\n")
     if not made.good:
         raise typer.Exit(1)

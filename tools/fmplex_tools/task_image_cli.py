@@ -14,6 +14,7 @@ from fmplex_tools.console import DEFAULT_REPOSITORY, out
 from fmplex_tools.task_arguments import Fm, Name, Repository, SignWith, Weight, before_torch, key_in, names, policy
 from fmplex_tools.tasks import Columns, read_examples
 from fmplex_tools.tasks.options import LoraOptions, TaskOptions
+from fmplex_tools.tasks.rows import read_rows
 from fmplex_tools.tasks.show import result_table
 
 app = typer.Typer()
@@ -46,7 +47,7 @@ def segment(
     """
     before_torch()
     examples = read_examples(data, Columns(image, mask, modality="image"))
-    masks = tuple(_read(data, str(path), row) for row, path in enumerate(examples.labels or (), start=1))
+    masks = read_rows(data, mask, examples.labels or (), "image")
     chosen = names(labels)
     if len(chosen) < 2 or len(set(chosen)) != len(chosen):
         raise InvalidInput(f"--labels {labels!r}: give at least two different ones, comma-separated")
@@ -62,10 +63,3 @@ def segment(
             reporter=Reporter(progress, name), sign_with=key,
         )  # fmt: skip
     out.print(result_table(result))
-
-
-def _read(data: Path, path: str, row: int) -> bytes:
-    try:
-        return (data.parent / path).read_bytes()
-    except OSError as error:
-        raise InvalidInput(f"{data}: row {row}: no mask {path!r}: {error.strerror}") from None

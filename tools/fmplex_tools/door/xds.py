@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from fmplex_tools.files import write_whole
 
 Json = dict[str, Any]
 HEADER = "x-fmplex-vfm"
@@ -296,6 +297,4 @@ def _put(path: Path, content: Json) -> None:
     text = json.dumps(content, indent=1)
     if path.is_file() and path.read_text("utf-8") == text:
         return
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, text)

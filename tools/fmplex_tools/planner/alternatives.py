@@ -56,8 +56,9 @@ class _Device:
         ceiling = min(self.ceiling, alone.ceiling)
         if memory < 0 or ceiling <= 0 or math.isnan(alpha):
             return False
-        most = min(self.most, _partitions(demand, self.kind))
+        most = self.most
         if self.how == "spatial":
+            most = min(most, _partitions(demand, self.kind))
             if self.count + 1 > most:
                 return False
         elif self.work + work + (self.rounds + alpha) / ceiling > FULL or self.work + work > FULLEST:

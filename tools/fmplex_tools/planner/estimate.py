@@ -72,27 +72,29 @@ def asked(vfm: VfmSpec, cost: CostModel, alpha: float, longest: int, most_rows: 
     rate, mean = vfm.rate / replicas, mean_work(vfm.lengths, cost)
     rows = min(most_rows, max(1.0, Tuning().c_cap_lively * cost.alpha / mean)) if mean else most_rows
     padding = min(Tuning().padding * cost.alpha, rows * (cost.work(longest) - mean))
-    own = cost.work(max(vfm.lengths)) + (vfm.burst - 1) * mean
     return Asked(
         rate * (mean + cost.gamma + max(alpha, cost.alpha + padding) / rows),
         _spread(vfm, cost, rate),
-        (vfm.p99_ms / 1e3 - own) / ROUNDS,
+        _ceiling(vfm, cost),
         alpha,
     )
 
 
 def asked_alone(vfm: VfmSpec, cost: CostModel, most_rows: int, replicas: int) -> Asked:
     """The same of a private copy: no γ, its own lengths only, and batches limited in rows alone."""
-    bare = CostModel(cost.alpha, cost.beta, 0.0, cost.delta)
-    alpha = cost.alpha * launches(vfm.lengths, cost)
-    found = asked(vfm, bare, alpha, max(vfm.lengths), most_rows, replicas)
-    work = vfm.rate / replicas * (mean_work(vfm.lengths, cost) + cost.alpha / most_rows)
-    return Asked(work, found.spread, found.ceiling, alpha)
+    rate, bare = vfm.rate / replicas, CostModel(cost.alpha, cost.beta, 0.0, cost.delta)
+    work = rate * (mean_work(vfm.lengths, cost) + cost.alpha / most_rows)
+    return Asked(work, _spread(vfm, bare, rate), _ceiling(vfm, cost), cost.alpha * launches(vfm.lengths, cost))
 
 
 def mean_work(lengths: Mapping[int, float], cost: CostModel) -> float:
     """E[u(L)], seconds."""
     return sum(often * cost.work(length) for length, often in lengths.items()) / sum(lengths.values())
+
+
+def _ceiling(vfm: VfmSpec, cost: CostModel) -> float:
+    own = cost.work(max(vfm.lengths)) + (vfm.burst - 1) * mean_work(vfm.lengths, cost)
+    return (vfm.p99_ms / 1e3 - own) / ROUNDS
 
 
 def _spread(vfm: VfmSpec, cost: CostModel, rate: float) -> float:

@@ -84,8 +84,7 @@ def _size(problem: Problem, number: int) -> float:
 
 def _filled(problem: Problem, order: _Key) -> Packing:
     packing = Packing(problem)
-    hopeless = {number for number, demand in enumerate(problem.demands) if problem.why_never(demand) is not None}
-    pieces = [piece for piece in sorted(pieces_of(problem), key=order) if piece.demand not in hopeless]
+    pieces = [piece for piece in sorted(pieces_of(problem), key=order) if piece.demand not in problem.hopeless]
     left = packing.place(pieces)
     drop_partial(packing, left)
     return packing
@@ -139,7 +138,7 @@ def _emptied(packing: Packing, device: int) -> bool:
 
 def least_price(problem: Problem) -> float:
     """No placement of all vFMs that can be placed at all costs less: what they take, were every device filled whole."""
-    demands = [demand for demand in problem.demands if problem.why_never(demand) is None]
+    demands = [demand for number, demand in enumerate(problem.demands) if number not in problem.hopeless]
     if not demands:
         return 0.0
     kinds = problem.kinds

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 from fmplex_tools.planner import exact, fast
 from fmplex_tools.planner.fleet_file import Fleet
 from fmplex_tools.planner.packing import Packing
-from fmplex_tools.planner.placement import PlanFile
+from fmplex_tools.planner.placement import Placement, PlanFile
 from fmplex_tools.planner.problem import Problem, problem_of
 from fmplex_tools.planner.replan import Changes, changes, replan
 from fmplex_tools.planner.verify import Finding, fullest, tightened, verify
@@ -40,11 +41,14 @@ class Plan:
     def problem(self) -> Problem:
         return self.packing.problem
 
+    @cached_property
+    def placement(self) -> Placement:
+        return self.packing.placement()
+
     @property
     def good(self) -> bool:
         """Whether every vFM has its place, and the simulator found no p99 missed."""
-        missing = self.packing.placement().missing(self.problem)
-        return not missing and all(finding.good for finding in self.findings)
+        return not self.placement.missing(self.problem) and all(finding.good for finding in self.findings)
 
 
 def plan(
@@ -109,9 +113,9 @@ class Missing:
     """Why they never fit on the kinds of devices there are; None: there are too few devices."""
 
 
-def missing_of(packing: Packing) -> list[Missing]:
+def missing_of(plan: Plan) -> list[Missing]:
     """Those without a place, demand by demand."""
-    placed, problem = packing.placement().on, packing.problem
+    placed, problem = plan.placement.on, plan.problem
     found = []
     for demand in problem.demands:
         names = [name for name in demand.names if name not in placed]
@@ -123,13 +127,13 @@ def missing_of(packing: Packing) -> list[Missing]:
     return found
 
 
-def devices_more(packing: Packing) -> dict[str, int]:
+def devices_more(plan: Plan) -> dict[str, int]:
     """Kind → devices of it that would hold what has no place now but could have one; kinds that do are left out."""
-    problem, placed = packing.problem, packing.placement().on
+    problem, placed = plan.problem, plan.placement.on
     demands = [
         replace(demand, names=tuple(name for name in demand.names if name not in placed))
-        for demand in problem.demands
-        if problem.why_never(demand) is None
+        for number, demand in enumerate(problem.demands)
+        if number not in problem.hopeless
     ]
     left = replace(problem, demands=tuple(demand for demand in demands if demand.names))
     pieces = sum(demand.pieces for demand in left.demands)

@@ -111,6 +111,11 @@ class Problem:
         """``gpu-0``, ``gpu-1`` …"""
         return tuple(f"{kind.name}-{number}" for kind in self.kinds for number in range(kind.count))
 
+    @cached_property
+    def hopeless(self) -> frozenset[int]:
+        """Demands of which not even an empty device holds a replica."""
+        return frozenset(number for number, one in enumerate(self.demands) if self.why_never(one) is not None)
+
     def with_devices(self, kind: int, count: int) -> Problem:
         """The same with so many devices of a kind."""
         kinds = [replace(own, count=count) if number == kind else own for number, own in enumerate(self.kinds)]

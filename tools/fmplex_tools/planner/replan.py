@@ -48,10 +48,9 @@ def replan(problem: Problem, before: Placement) -> Packing:
             homeless += [piece] * (demand.replicas - len(kept))
     for device in range(problem.devices):
         homeless += _relieved(packing, device)
-    hopeless = {number for number, demand in enumerate(problem.demands) if problem.why_never(demand) is not None}
-    wanted = [piece for piece in homeless if piece.demand not in hopeless]
+    wanted = [piece for piece in homeless if piece.demand not in problem.hopeless]
     wanted.sort(key=lambda piece: (problem.demands[piece.demand].strict, -problem.demands[piece.demand].memory))
-    drop_partial(packing, [*packing.place(wanted), *(piece for piece in homeless if piece.demand in hopeless)])
+    drop_partial(packing, [*packing.place(wanted), *(piece for piece in homeless if piece.demand in problem.hopeless)])
     return packing
 
 

@@ -30,7 +30,8 @@ def show(plan: Plan, console: Console, *, compare: bool) -> None:
         _simulated(plan, console)
     if plan.changes is not None:
         _changes(plan.changes, plan.problem, console)
-    _missing(plan, console)
+    for line in _missing_lines(plan):
+        console.print(line)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -41,7 +42,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _summary(plan: Plan, console: Console) -> None:
-    problem, placement = plan.problem, plan.packing.placement()
+    problem, placement = plan.problem, plan.placement
     used, price = int(plan.packing.used.sum()), placement.price(problem)
     gap = "" if price <= plan.bound * (1 + 1e-9) else f", at most {price / plan.bound - 1:.1%} above what any could do"
     gap = gap if plan.bound and not placement.missing(problem) else ""
@@ -74,8 +75,7 @@ def _devices(plan: Plan) -> Table:
 
 def _fms(plan: Plan) -> Table:
     table = _table("Physical FMs", "FM", "replicas", "vFMs", "of them on several devices", "MB in all")
-    packing, problem = plan.packing, plan.problem
-    placement = packing.placement()
+    problem, placement = plan.problem, plan.placement
     for number, fm in enumerate(problem.fms):
         demands = [demand for demand in problem.demands if demand.fm == number]
         names = [name for demand in demands for name in demand.names if name in placement.on]
@@ -93,7 +93,7 @@ def _fms(plan: Plan) -> Table:
 
 
 def _without(plan: Plan) -> Table:
-    problem, placement = plan.problem, plan.packing.placement()
+    problem, placement = plan.problem, plan.placement
     table = _table("The same fleet without sharing", "", "vFMs hosted here", "devices for all of them")
     used = Counter(problem.kinds[problem.kind_of[device]].name for device in placement.by_device())
     whole = ", ".join(f"{count:,} {kind}" for kind, count in used.items())
@@ -139,20 +139,12 @@ def _changes(done: Changes, problem: Problem, console: Console) -> None:
         console.print(f"  and {len(done.moved) - SHOWN:,} more")
 
 
-def _missing(plan: Plan, console: Console) -> None:
-    missing = missing_of(plan.packing)
-    if not missing:
-        return
-    for line in _missing_lines(plan):
-        console.print(line)
-
-
 def _missing_lines(plan: Plan) -> Iterator[str]:
-    missing = missing_of(plan.packing)
+    missing = missing_of(plan)
     for one in missing[:SHOWN]:
         names = one.names[0] if len(one.names) == 1 else f"{one.names[0]} and {len(one.names) - 1:,} like it"
         yield f"[red]no place[/]: {names}: {escape(one.why or 'the devices are full')}"
     if len(missing) > SHOWN:
         yield f"  and {len(missing) - SHOWN:,} kinds of vFMs more"
-    if more := devices_more(plan.packing):
+    if more := devices_more(plan):
         yield "what would do: " + " or ".join(f"{count:,} more {kind}" for kind, count in more.items())
