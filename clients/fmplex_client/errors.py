@@ -3,7 +3,7 @@
     FMplexClientError
     ├── InvalidRequest      this request can never be answered; do not send it again    HTTP 400, INVALID_ARGUMENT
     ├── UnknownTask         no such task, or it is broken and the server says why       HTTP 404, NOT_FOUND
-    ├── ServerUnavailable   try again later: down, loading, queue full (was retried)    HTTP 503, UNAVAILABLE
+    ├── ServerUnavailable   try again later: down, loading, queue full (was retried)    HTTP 503, UNAVAILABLE, no host
     ├── DeadlineExceeded    the answer did not come within the caller's timeout         CANCELLED, DEADLINE_EXCEEDED
     └── ServerError         the server failed, or answered something that is no answer  HTTP 500, INTERNAL
 
@@ -72,10 +72,16 @@ _BY_STATUS: dict[str, type[FMplexClientError]] = {
 _DEADLINE = re.compile(r"deadline|timed out|timeout (expired|exceeded)|cancell?ed", re.IGNORECASE)
 
 
+# Triton over a host whose process has ended, until somebody starts another server; over both protocols an inner error.
+_NO_HOST = re.compile(r"stub process .*(not healthy|unhealthy)", re.IGNORECASE)
+
+
 def error_from(status: str | None, message: str | None) -> FMplexClientError:
     """The error for a status (``"404"`` or ``"StatusCode.NOT_FOUND"``) and the server's message."""
     text = message or "the server gave no reason"
     kind = _BY_STATUS.get(status or "", ServerError)
     if status == "400" and _DEADLINE.search(text):
         kind = DeadlineExceeded
+    if kind is ServerError and _NO_HOST.search(text):
+        kind = ServerUnavailable
     return kind(text, status)

@@ -104,3 +104,9 @@ def test_status_decides_the_error_and_the_message_is_kept(status: str | None, ki
 def test_a_deadline_that_http_reports_as_400_is_no_wrong_request() -> None:
     assert type(error_from("400", "in ensemble 'x', vFM 'x': deadline passed before it ran")) is DeadlineExceeded
     assert type(error_from("500", "the engine missed a deadline")) is ServerError
+
+
+@pytest.mark.parametrize("status", ["500", "StatusCode.INTERNAL"])
+def test_a_host_that_has_died_is_asked_again_once_another_server_runs(status: str) -> None:
+    dead = "in ensemble 'spam', Stub process 'minilm_0' is not healthy."
+    assert type(error_from(status, dead)) is ServerUnavailable
