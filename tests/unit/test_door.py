@@ -6,10 +6,25 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fmplex_tools.door.xds import BOOTSTRAP, CLUSTERS, LISTENERS, ROUTES, Door, Server, write_bootstrap, write_routes
+from fmplex_tools.door.xds import (
+    BOOTSTRAP,
+    CLUSTERS,
+    LISTENERS,
+    ROUTES,
+    Door,
+    Server,
+    write_bootstrap,
+    write_clusters,
+    write_routes,
+)
 
 DOOR = Door("127.0.0.1", 9000, 9001)
 SERVERS = [Server(name, "127.0.0.1", 8000 + n, 8100 + n, 8200 + n) for n, name in enumerate("abc")]
+
+
+def write(folder: Path, on: dict[str, list[str]]) -> None:
+    write_clusters(folder, DOOR, SERVERS, on)
+    write_routes(folder, DOOR, SERVERS, on)
 
 
 def read(folder: Path, name: str) -> Any:
@@ -31,17 +46,20 @@ def led_to(folder: Path) -> dict[str, dict[str, list[int]]]:
     for vfm, action in table.items():
         grpc, http = action["action"]["typed_config"]["routes"]
         assert "grpc" in grpc["match"]
+        if "direct_response" in http:
+            found[vfm] = {"status": [http["direct_response"]["status"]]}
+            continue
         assert grpc["stat_prefix"] == http["stat_prefix"] == vfm
         found[vfm] = {"grpc": ports[grpc["route"]["cluster"]], "http": ports[http["route"]["cluster"]]}
     return found
 
 
 def test_each_vfm_is_led_to_its_servers(tmp_path: Path) -> None:
-    write_routes(tmp_path, DOOR, SERVERS, {"one": ["a"], "two": ["c", "a"], "too": ["a", "c"], "gone": ["x"]})
+    write(tmp_path, {"one": ["a"], "two": ["c", "a"], "too": ["a", "c"], "gone": ["x"]})
     found = led_to(tmp_path)
     assert found["one"] == {"grpc": [8100], "http": [8000]}
     assert found["two"] == found["too"] == {"grpc": [8100, 8102], "http": [8000, 8002]}
-    assert "gone" not in found, "its server is not there"
+    assert found["gone"] == {"status": [503]}, "its server is not there"
     assert found["-"]["http"] == [8000, 8001, 8002], "what is for no vFM goes to any"
     names = [cluster["name"] for cluster in read(tmp_path, CLUSTERS)["resources"]]
     assert len(names) == len(set(names)) == 6, "vFMs on the same servers share their clusters"
@@ -51,19 +69,19 @@ def test_clusters_go_a_step_after_their_routes(tmp_path: Path) -> None:
     def names() -> set[str]:
         return {cluster["name"] for cluster in read(tmp_path, CLUSTERS)["resources"]}
 
-    write_routes(tmp_path, DOOR, SERVERS, {"one": ["a"]})
-    write_routes(tmp_path, DOOR, SERVERS, {"one": ["b"]})
+    write(tmp_path, {"one": ["a"]})
+    write(tmp_path, {"one": ["b"]})
     assert {"http/a", "http/b", "http/all"} <= names(), "requests may still be under way to it"
-    write_routes(tmp_path, DOOR, SERVERS, {"one": ["b"]})
+    write(tmp_path, {"one": ["b"]})
     assert "http/a" not in names()
 
 
 def test_what_is_the_same_is_not_replaced(tmp_path: Path) -> None:
     for _ in range(3):
-        write_routes(tmp_path, DOOR, SERVERS, {"one": ["a"], "two": ["b"]})
+        write(tmp_path, {"one": ["a"], "two": ["b"]})
         write_bootstrap(tmp_path, DOOR)
         now = {path.name: path.stat().st_ino for path in tmp_path.iterdir()}
-    write_routes(tmp_path, DOOR, SERVERS, {"two": ["b"], "one": ["a"]})
+    write(tmp_path, {"two": ["b"], "one": ["a"]})
     write_bootstrap(tmp_path, DOOR)
     assert {path.name: path.stat().st_ino for path in tmp_path.iterdir()} == now
     assert set(now) == {BOOTSTRAP, LISTENERS, CLUSTERS, ROUTES}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Annotated, Literal
@@ -19,6 +20,7 @@ from fmplex_backend.host.log import LOG_FORMAT, event_of
 from fmplex_backend.repository.layout import physical_fms
 from fmplex_tools.console import DEFAULT_REPOSITORY, err, fail, out
 from fmplex_tools.fetching import fetch_backbones
+from fmplex_tools.server.health_port import HealthPort
 from fmplex_tools.server.log_lines import host_message, json_line
 from fmplex_tools.server.process import ServerOptions, TritonServer
 from fmplex_tools.server.secure import ADMIN_HEADER, RESTRICTED, Secure
@@ -33,6 +35,10 @@ def serve(
     http_port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     grpc_port: Annotated[int, typer.Option(min=1, max=65535)] = 8001,
     metrics_port: Annotated[int, typer.Option(min=1, max=65535)] = 8002,
+    health_port: Annotated[
+        int,
+        typer.Option(min=0, max=65535, help="For load balancers: GET /v2/health/ready, by real inferences; 0: none"),
+    ] = 0,
     mode: Annotated[
         Literal["poll", "explicit"],
         typer.Option(help="poll: follow the repository. explicit: endpoints change only by Triton's load API."),
@@ -92,8 +98,10 @@ def serve(
             _say,
             startup_timeout,
         )
+        health = HealthPort(host, health_port, lambda: supervisor.wrong) if health_port else nullcontext()
         try:
-            _run(supervisor, log_file, stop, ready, restart)
+            with health:
+                _run(supervisor, log_file, stop, ready, restart)
         finally:
             with out.status("stopping: answering what is in flight"):
                 supervisor.stop()

@@ -24,6 +24,9 @@ HEADER = "x-fmplex-vfm"
 LUA = Path(__file__).with_name("which_vfm.lua")
 BOOTSTRAP, LISTENERS, CLUSTERS, ROUTES = "envoy.json", "listeners.json", "clusters.json", "routes.json"
 _TYPES = "type.googleapis.com/envoy."
+_OVER = "OVERWRITE_IF_EXISTS_OR_ADD"
+NOT_FOUND, UNAVAILABLE = 5, 14
+"""gRPC's codes."""
 MOST_BODY = 64 << 20
 """Bytes of a request that the door holds: gRPC's unary calls are read whole, and what may be sent again is kept."""
 
@@ -69,11 +72,15 @@ def write_bootstrap(folder: Path, door: Door) -> Path:
     return folder / BOOTSTRAP
 
 
-def write_routes(folder: Path, door: Door, servers: Iterable[Server], on: Mapping[str, Sequence[str]]) -> None:
-    """``on``: vFM → names of the ``servers`` that have it. Clusters not led to any more stay until the next."""
+def write_clusters(
+    folder: Path, door: Door, servers: Iterable[Server], on: Mapping[str, Sequence[str]]
+) -> frozenset[str]:
+    """The first step: all clusters that the routes of ``on`` need; their names.
+
+    ``on``: vFM → names of the ``servers`` that have it. Clusters that are not led to any more stay until the next time.
+    """
     known = {server.name: server for server in servers}
-    sets = {vfm: tuple(sorted(name for name in names if name in known)) for vfm, names in on.items()}
-    wanted = {_set_name(names): names for names in sets.values() if names}
+    wanted = {_set_name(names): names for names in _sets(known, on).values() if names}
     wanted["all"] = tuple(sorted(known))
     before = _cluster_sets(folder)
     clusters = [
@@ -82,8 +89,20 @@ def write_routes(folder: Path, door: Door, servers: Iterable[Server], on: Mappin
         for kind in ("http", "grpc")
     ]
     _put(folder / CLUSTERS, _response("config.cluster.v3.Cluster", clusters, {"sets": dict(sorted(wanted.items()))}))
-    routes = {vfm: _set_name(names) for vfm, names in sets.items() if names}
+    return frozenset(f"{kind}/{name}" for name in wanted for kind in ("http", "grpc"))
+
+
+def write_routes(folder: Path, door: Door, servers: Iterable[Server], on: Mapping[str, Sequence[str]]) -> None:
+    """The second, once Envoy knows the clusters. A vFM that is on none of ``servers`` is answered "later"."""
+    routes = {
+        vfm: _set_name(names) if names else None
+        for vfm, names in _sets({server.name: server for server in servers}, on).items()
+    }
     _put(folder / ROUTES, _response("config.route.v3.RouteConfiguration", [_routes(routes, door)]))
+
+
+def _sets(known: Mapping[str, Server], on: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    return {vfm: tuple(sorted(name for name in names if name in known)) for vfm, names in on.items()}
 
 
 # ---- parts ----
@@ -129,11 +148,13 @@ def _filter(name: str, kind: str, config: Json) -> Json:
     }
 
 
-def _routes(sets: Mapping[str, str], door: Door) -> Json:
+def _routes(sets: Mapping[str, str | None], door: Door) -> Json:
     """vFM → the name of the set of servers that it is on, as a table that is looked up."""
-    table = {vfm: {"action": _by_protocol(vfm, name, door)} for vfm, name in sorted(sets.items())}
+    table = {
+        vfm: {"action": _later(vfm) if name is None else _by_protocol(vfm, name, door)}
+        for vfm, name in sorted(sets.items())
+    }
     table["-"] = {"action": _by_protocol("-", "all", door)}
-    nowhere = {"status": 404, "body": {"inline_string": json.dumps({"error": "no such vFM at this door"})}}
     host = {
         "name": "fmplex",
         "domains": ["*"],
@@ -142,7 +163,7 @@ def _routes(sets: Mapping[str, str], door: Door) -> Json:
                 "input": _input(HEADER),
                 "exact_match_map": {"map": table},
             },
-            "on_no_match": {"action": _action({"match": {"prefix": "/"}, "direct_response": nowhere})},
+            "on_no_match": {"action": _told(404, NOT_FOUND, "no such vFM at this door")},
         },
     }
     return {"@type": f"{_TYPES}config.route.v3.RouteConfiguration", "name": "fmplex", "virtual_hosts": [host]}
@@ -150,16 +171,25 @@ def _routes(sets: Mapping[str, str], door: Door) -> Json:
 
 def _by_protocol(vfm: str, servers: str, door: Door) -> Json:
     """gRPC to the one port, all else to the other."""
-    grpc = {"match": {"prefix": "/", "grpc": {}}, **_route(vfm, f"grpc/{servers}", door)}
-    http = {"match": {"prefix": "/"}, **_route(vfm, f"http/{servers}", door)}
-    return {
-        "name": "routes",
-        "typed_config": {"@type": f"{_TYPES}config.route.v3.RouteList", "routes": [grpc, http]},
-    }
+    return _list(_route(vfm, f"grpc/{servers}", door), _route(vfm, f"http/{servers}", door))
 
 
-def _action(route: Json) -> Json:
-    return {"name": "route", "typed_config": {"@type": f"{_TYPES}config.route.v3.Route", **route}}
+def _later(vfm: str) -> Json:
+    return _told(503, UNAVAILABLE, f"vFM {vfm!r} is on no server at the moment; retry in 1 s")
+
+
+def _told(status: int, code: int, message: str) -> Json:
+    """An answer of the door's own, as Triton words its errors."""
+    told = [{"header": {"key": "grpc-status", "value": str(code)}, "append_action": _OVER}]
+    grpc = {"direct_response": {"status": status, "body": {"inline_string": message}}, "response_headers_to_add": told}
+    kind = [{"header": {"key": "content-type", "value": "application/json"}, "append_action": _OVER}]
+    body = {"inline_string": json.dumps({"error": message})}
+    return _list(grpc, {"direct_response": {"status": status, "body": body}, "response_headers_to_add": kind})
+
+
+def _list(grpc: Json, http: Json) -> Json:
+    routes = [{"match": {"prefix": "/", "grpc": {}}, **grpc}, {"match": {"prefix": "/"}, **http}]
+    return {"name": "routes", "typed_config": {"@type": f"{_TYPES}config.route.v3.RouteList", "routes": routes}}
 
 
 def _route(vfm: str, cluster: str, door: Door) -> Json:

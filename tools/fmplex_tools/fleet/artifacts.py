@@ -72,7 +72,7 @@ def push(version: Path, store: str) -> str:
     What is there already is left alone. Raises `NotFound`, `Refused` or `Unavailable`.
     """
     manifest = manifest_of(version)
-    files, base = _opened(store)
+    files, base = opened(store)
     place = f"{base}/{manifest.hash}"
     try:
         if files.exists(f"{place}/{MANIFEST}"):
@@ -92,7 +92,7 @@ def fetch(digest: str, store: str, target: Path) -> None:
     Raises `NotFound` where the store lacks it, `Refused` where what it has is something else, `Unavailable` where it
     cannot be read.
     """
-    files, base = _opened(store)
+    files, base = opened(store)
     place = f"{base}/{digest}"
     try:
         text = files.cat_file(f"{place}/{MANIFEST}")
@@ -142,7 +142,7 @@ def _copy(files: Any, source: str, path: Path, size: int, store: str) -> None:
         raise Unavailable(f"store {store}: cannot be read: {error}") from None
 
 
-def _opened(store: str) -> tuple[Any, str]:
+def opened(store: str) -> tuple[Any, str]:
     """The file system of ``store``, and its path there."""
     try:
         files, base = fsspec.core.url_to_fs(store)

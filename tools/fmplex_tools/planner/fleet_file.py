@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,10 @@ vfms:
   topics: {fm: minilm, count: 40, memory: 90 KB, rate: 0.2, lengths: 32, p99_ms: 400}
   alarm: {fm: minilm, memory: 90 KB, rate: 0.1, p99_ms: 200, replicas: 2, weight: 4}
 apart: [[sentiment, alarm]]
+# run:                              # for `fmplex fleet`
+#   repository: model_repository    # the FMs and vFMs named above
+#   store: /srv/fmplex              # seen by every node; or s3://bucket/fmplex
+#   door: {host: 0.0.0.0, port: 8080}
 """
 MOST_VFMS = 1_000_000
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -69,6 +74,8 @@ class DeviceSpec(_Part):
     memory: ByteSize = Field(gt=0)
     price: Positive = 1.0
     """Of one, in any unit: what a plan keeps low."""
+    cuda: bool = False
+    """Whether it is a GPU: engines compute there, whatever the physical FM's own configuration says."""
 
 
 class FMSpec(_Part):
@@ -103,6 +110,42 @@ class VfmSpec(_Part):
     replicas: int = Field(1, ge=1)
     """At least so many, each on a device of its own."""
 
+    def numbered(self, name: str) -> tuple[str, ...]:
+        """The names of all ``count`` of them."""
+        return tuple(f"{name}-{number}" for number in range(self.count))
+
+
+class DoorSpec(_Part):
+    """Where clients come in."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=1, le=65535)
+    """For HTTP and gRPC."""
+    admin: int = Field(8081, ge=1, le=65535)
+    """Of Envoy itself, on the loopback address."""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+    @model_validator(mode="after")
+    def _pair(self) -> DoorSpec:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together")
+        return self
+
+
+class RunSpec(_Part):
+    """What it takes to run the fleet; planning does without."""
+
+    name: Name = "fleet"
+    repository: Path
+    """The physical FMs and vFMs that are named below, as folders."""
+    store: str
+    """A folder that every node sees, or a URL that `fsspec` reads, ``s3://bucket/fmplex``: versions and the fleet's
+    state are kept there."""
+    door: DoorSpec = Field(default_factory=lambda: DoorSpec.model_validate({}))
+    lost_after: Positive = 15.0
+    """Seconds without a node after which what was on it is placed elsewhere."""
+
 
 class Fleet(_Part):
     """The whole file."""
@@ -114,6 +157,13 @@ class Fleet(_Part):
     """vFMs of one list share no device."""
     headroom: float = Field(0.1, ge=0, lt=1)
     """Part of every device's memory that is left free."""
+    run: RunSpec | None = None
+
+    def names(self) -> Iterator[tuple[str, VfmSpec]]:
+        """Every single vFM, with what is said of it."""
+        for name, vfm in self.vfms.items():
+            for each in (name,) if vfm.count == 1 else vfm.numbered(name):
+                yield each, vfm
 
     @model_validator(mode="after")
     def _names(self) -> Fleet:

@@ -165,7 +165,7 @@ def problem_of(fleet: Fleet) -> Problem:
         apart = frozenset(number for number, group in enumerate(fleet.apart) if name in group)
         if apart and vfm.count > 1:
             raise InvalidInput(f"apart: {name!r} is {vfm.count} vFMs; name single ones")
-        names = (name,) if vfm.count == 1 else tuple(f"{name}-{number}" for number in range(vfm.count))
+        names = (name,) if vfm.count == 1 else vfm.numbered(name)
         demands.append(_with_replicas(bare, fleet, names, vfm, fm_names.index(vfm.fm), apart))
     return replace(bare, demands=tuple(_merged(demands)))
 

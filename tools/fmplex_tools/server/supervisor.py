@@ -33,7 +33,13 @@ class Supervisor:
         self.server = make()
         self._fms: list[str] = []
         """Physical FMs that serve; one whose files are broken is nobody's trouble."""
+        self._coming: list[str] = []
+        """Those that do not serve so far."""
+        self._looked_at = -1
+        """When the repository's folders were changed last, in nanoseconds, as of the last look for physical FMs."""
         self._ready_at = 0.0
+        self.wrong: str | None = "it is starting"
+        """Why it does not serve, by the last look; None where it does."""
 
     def start(self, stop: threading.Event) -> None:
         """Start the server; returns when it is ready, or ``stop`` is set. Raises `EngineFailure`."""
@@ -41,7 +47,21 @@ class Supervisor:
         self.server.wait_ready(self._timeout, stop)
         self._ready_at = time.monotonic()
         self.server.note_segments()
-        self._fms = [fm for fm in physical_fms(self.server.options.repository) if self._serves(fm)]
+        self._fms, self._looked_at = [], -1
+        self._find_fms()
+        self.wrong = None
+
+    def _find_fms(self) -> None:
+        """Those that have come since the last time. The repository is read only where folders have come or gone."""
+        repository = self.server.options.repository
+        if (changed := repository.stat().st_mtime_ns) != self._looked_at:
+            there = physical_fms(repository)
+            self._fms = [fm for fm in self._fms if fm in there]
+            self._coming = [fm for fm in there if fm not in self._fms]
+            self._looked_at = changed
+        came = [fm for fm in self._coming if self._serves(fm)]
+        self._fms += came
+        self._coming = [fm for fm in self._coming if fm not in came]
 
     def _serves(self, fm: str) -> bool:
         try:
@@ -58,10 +78,11 @@ class Supervisor:
             if self.server.exit_code is not None:
                 what = f"tritonserver ended by itself with code {self.server.exit_code}"
             elif (found := self._trouble()) is None:
-                failures = 0
+                failures, self.wrong = 0, None
+                self._find_fms()
                 continue
             else:
-                failures += 1
+                failures, self.wrong = failures + 1, found.what
                 if failures < PATIENCE and not found.certain:
                     continue
                 what = f"tritonserver does not serve: {found.what}"
@@ -76,6 +97,7 @@ class Supervisor:
         """Start another server, as often as it takes."""
         pause = 0.0 if time.monotonic() - self._ready_at > GOOD_LIFE else 1.0
         while True:
+            self.wrong = what
             self._say(f"{what}; starting another one" + (f" in {pause:.0f} s" if pause else ""))
             self.server.kill()
             if stop.wait(pause):
@@ -93,4 +115,5 @@ class Supervisor:
 
     def stop(self) -> None:
         """Let the server answer what is in flight, and end it with every process of it."""
+        self.wrong = "it is stopping"
         self.server.stop()

@@ -1,0 +1,475 @@
+"""Keeps a fleet what its plan says: decides who holds what, tells agents and the door, and plans anew where it must.
+
+It knows nothing of Ray: the cluster comes in as `Cluster`, agents and the door as what answers like them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from fmplex_backend.errors import FMplexError, InvalidInput, NotFound, Refused
+from fmplex_tools.console import err
+from fmplex_tools.door.keeper import DoorReport, Lead
+from fmplex_tools.door.xds import Server
+from fmplex_tools.fleet.agent import Order
+from fmplex_tools.fleet.bind import Bound, Node, bind, unused
+from fmplex_tools.fleet.claims import Claims, Desired
+from fmplex_tools.fleet.content import Contents
+from fmplex_tools.fleet.device import Report
+from fmplex_tools.fleet.reconcile import Next, Seen, reconcile
+from fmplex_tools.planner.fleet_file import Fleet
+from fmplex_tools.planner.placement import PlanFile
+from fmplex_tools.planner.planning import plan as planned
+
+STEP = 0.3
+"""Seconds between two rounds."""
+_TRUE_MEMORY = 0.95
+"""Of the memory that the fleet file says, which a device must have at least."""
+
+
+class AgentHandle(Protocol):
+    """A node's agent, wherever it runs. Calls raise `Unavailable` where it does not answer."""
+
+    def order(self, claim: int, number: int, orders: dict[str, Order]) -> None:
+        """See `fmplex_tools.fleet.agent.Agent`."""
+
+    def reports(self, known: dict[str, int]) -> tuple[int, dict[str, tuple[int, Report | None]]]:
+        """Likewise."""
+
+    def down(self, claim: int) -> None:
+        """Likewise."""
+
+
+class DoorHandle(Protocol):
+    """The door, wherever it runs."""
+
+    def lead(self, lead: Lead) -> None:
+        """See `fmplex_tools.door.keeper.DoorKeeper`."""
+
+    def report(self) -> DoorReport:
+        """Likewise."""
+
+    def down(self) -> None:
+        """End it."""
+
+
+class Cluster(Protocol):
+    """The machines."""
+
+    def nodes(self) -> list[Node]:
+        """Those that are alive."""
+
+    def agent(self, node: Node) -> AgentHandle:
+        """The agent of ``node``; started where there is none."""
+
+    def door(self) -> DoorHandle:
+        """The door; started where there is none."""
+
+
+@dataclass
+class _Device:
+    """What is known of one device."""
+
+    at: Bound | None = None
+    seen: float = 0.0
+    """When it was reported last, by `time.monotonic`."""
+    report: Report | None = None
+    number: int = 0
+    """Of the report."""
+    told: set[str] = field(default_factory=set)
+    """vFMs that it was told to hold."""
+
+
+class Controller:
+    """See the module. A thread of its own does the rounds; the rest may be called from others."""
+
+    def __init__(self, cluster: Cluster, claims: Claims, fleet: Fleet, lost_after: float) -> None:
+        """Takes the fleet, and goes on with what was saved of it. Raises `Unavailable` and `Refused`."""
+        self._cluster, self._claims, self._lost_after = cluster, claims, lost_after
+        claims.claim()
+        self._desired = claims.read()
+        self._fleet = fleet if self._desired is None else Fleet.model_validate_json(self._desired.fleet)
+        self._devices: dict[str, _Device] = {}
+        self._nodes: list[Node] = []
+        self._door_report: DoorReport | None = None
+        self._lead = Lead(0)
+        self._led_before: dict[str, set[str]] = {}
+        """Where the door may lead still, while it does not say that it follows the last `Lead`."""
+        self._last_led: dict[tuple[str, str], float] = {}
+        """(vFM, device) → when the door led there last, by `time.monotonic`."""
+        self._follows_since: float | None = None
+        """When the door began to follow this controller."""
+        self._begun = time.monotonic()
+        self._next = Next({}, {}, frozenset())
+        self._ordered: dict[str, tuple[int, dict[str, Order]]] = {}
+        """Node → number of the last order, and the order."""
+        self._planned_on: list[str] | None = None
+        """Devices that the plan is for; None: it is not known."""
+        self._problems: dict[str, str] = {}
+        self._stopped: str | None = None
+        """Why it does nothing any more."""
+        self._lock, self._stop = threading.RLock(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
+        self._thread.start()
+
+    # ---- from other threads ----
+
+    def apply(self, fleet: Fleet, contents: Contents) -> list[str]:
+        """Make the fleet this from now on; the vFMs that have no place. Raises `InvalidInput`, `Refused`."""
+        with self._lock:
+            self._check()
+            self._nodes = self._cluster.nodes()
+            old = self._desired
+            bound = self._bound(fleet, old.bound if old else {})
+            new = Desired(
+                fleet=fleet.model_dump_json(),
+                contents=contents,
+                plan=old.plan if old else PlanFile(devices={}),
+                drained=old.drained if old else [],
+                bound=(old.bound if old else {}) | bound,
+            )
+            self._replan(new, fleet, bound)
+            self._fleet = fleet
+            return self._must().plan.missing
+
+    def drain(self, name: str, undo: bool = False) -> list[str]:
+        """Empty a node or device, or let it be filled again; vFMs that have no place then. Raises `NotFound`."""
+        with self._lock:
+            self._check()
+            desired = self._must()
+            nodes = {node.id for node in self._nodes if name in (node.id, node.name)}
+            devices = [device for device, at in desired.bound.items() if device == name or at.node in nodes]
+            if not devices:
+                known = sorted({*desired.bound, *(node.name for node in self._nodes)})
+                raise NotFound(f"no node or device {name!r}; there is {', '.join(known)}")
+            drained = sorted(set(desired.drained) - set(devices) if undo else {*desired.drained, *devices})
+            new = desired.model_copy(update={"drained": drained})
+            self._replan(new, self._fleet, self._bound(self._fleet, desired.bound))
+            return self._must().plan.missing
+
+    def status(self) -> dict[str, Any]:
+        """All that is known, for people and programs."""
+        with self._lock:
+            desired, now = self._desired, time.monotonic()
+            plan = desired.plan.devices if desired else {}
+            names = {node.id: node.name for node in self._nodes}
+            devices = {}
+            for name in self._names():
+                one, report = self._devices.get(name, _Device()), None
+                if one.report is not None:
+                    report = one.report.model_dump(mode="json")
+                devices[name] = {
+                    "node": names.get(one.at.node) if one.at is not None else None,
+                    "lost_for": None if self._alive(one) else (now - one.seen if one.seen else None),
+                    "drained": desired is not None and name in desired.drained,
+                    "planned": sorted(vfm for vfms in plan.get(name, {}).values() for vfm in vfms),
+                    "holds": sorted(one.told),
+                    "report": report,
+                }
+            return {
+                "name": self._fleet.run.name if self._fleet.run else "",
+                "claim": self._claims.number,
+                "number": desired.number if desired else 0,
+                "stopped": self._stopped,
+                "problems": dict(self._problems),
+                "devices": devices,
+                "vfms": {vfm: list(led) for vfm, led in self._next.leads.items()},
+                "moving": sorted(self._next.moving),
+                "outdated": sorted(self._outdated()),
+                "missing": desired.plan.missing if desired else [],
+                "door": vars(self._door_report) if self._door_report else None,
+                "settled": self._settled(),
+            }
+
+    def down(self) -> None:
+        """End every server and the door; what is in the store stays."""
+        with self._lock:
+            self._stopped = self._stopped or "it was told to end"
+        self._stop.set()
+        self._thread.join()
+        self._cluster.door().down()
+        nodes = [node for node in self._cluster.nodes() if node.offers]
+        with ThreadPoolExecutor(max(1, len(nodes))) as pool:
+            list(pool.map(lambda node: self._cluster.agent(node).down(self._claims.number), nodes))
+
+    # ---- rounds ----
+
+    def _run(self) -> None:
+        while not self._stop.wait(STEP):
+            try:
+                with self._lock:
+                    if self._stopped is None:
+                        self._check()
+                        self._round()
+            except Refused as error:
+                self._stopped = str(error)
+                err.print(f"controller: {error}; it does nothing any more", markup=False)
+            except Exception as error:  # the next round may be better; what happened is told
+                self._problems["controller"] = f"{type(error).__name__}: {error}"
+                err.print(f"controller: {type(error).__name__}: {error}", markup=False)
+
+    def _round(self) -> None:
+        self._nodes = self._cluster.nodes()
+        self._problems = unused(self._counts(self._fleet), self._nodes)
+        if self._desired is None:
+            return
+        bound = self._bound(self._fleet, self._desired.bound)
+        if bound != self._desired.bound:
+            # A place that is lost is remembered: its node may come back, or another take it.
+            self._save(self._desired.model_copy(update={"bound": self._desired.bound | bound}))
+        self._hear(bound)
+        self._plan_anew(bound)
+        self._act(bound)
+
+    def _hear(self, bound: Mapping[str, Bound]) -> None:
+        """What the agents report."""
+        now = time.monotonic()
+        for name, at in bound.items():
+            if name not in self._devices or self._devices[name].at != at:
+                self._devices[name] = _Device(at=at)
+        for node in self._nodes:
+            own = [name for name, at in bound.items() if at.node == node.id]
+            if not own:
+                continue
+            try:
+                number, heard = self._cluster.agent(node).reports({name: self._devices[name].number for name in own})
+            except FMplexError as error:
+                self._problems[node.name] = str(error)
+                continue
+            if number != self._ordered.get(node.id, (0, {}))[0]:  # another life of it
+                self._ordered.pop(node.id, None)
+            for name in own:
+                self._devices[name].seen = now
+                if name in heard:
+                    self._devices[name].number, report = heard[name]
+                    self._devices[name].report = report or self._devices[name].report
+
+    def _plan_anew(self, bound: Mapping[str, Bound]) -> None:
+        """Where devices have come, or are lost for long."""
+        desired = self._must()
+        if self._usable(self._fleet, bound, desired) != self._planned_on:
+            self._replan(desired, self._fleet, bound)
+
+    def _replan(self, desired: Desired, fleet: Fleet, bound: Mapping[str, Bound]) -> None:
+        """Save ``desired`` with a plan that changes as little as can be. Raises `InvalidInput`."""
+        usable = self._usable(fleet, bound, desired)
+        made = plan_on(fleet, usable, desired.plan)
+        self._planned_on = usable
+        if desired != self._desired or made != desired.plan:
+            self._save(desired.model_copy(update={"plan": made}))
+
+    def _act(self, bound: Mapping[str, Bound]) -> None:
+        """Tell the door and the agents what is to be."""
+        desired, now = self._must(), time.monotonic()
+        planned = _by_vfm(desired.plan)
+        # A device whose node is lost may serve all the same: the door, which asks it for its health, leads there until
+        # what was on it serves elsewhere.
+        up = {name: one.report for name, one in self._devices.items() if one.report is not None and one.report.up}
+        seen = Seen(
+            alive=up.keys(),
+            present={
+                name: one.told | (one.report.held if one.report is not None else set())
+                for name, one in self._devices.items()
+            },
+            serving={name: report.serving for name, report in up.items()},
+        )
+        self._follow(now)
+        self._next = reconcile(planned, seen, lambda vfm, device: self._unled(vfm, device, now))
+        self._lead_to(up)
+        replicas = {vfm: len(devices) for vfm, devices in planned.items()}
+        for node in self._nodes:
+            own = [name for name, at in bound.items() if at.node == node.id]
+            if own and all(now - self._devices[name].seen < STEP * 10 for name in own):
+                self._order(node, own, replicas)
+
+    def _order(self, node: Node, devices: list[str], replicas: Mapping[str, int]) -> None:
+        """Only what differs from the last order is sent; a device that has not reported yet is not told anything."""
+        orders = {}
+        for name in devices:
+            one, contents = self._devices[name], None
+            cuda = one.at.place if one.at is not None and self._fleet.devices[kind_of(name)].cuda else None
+            if one.report is not None:
+                one.told = set(self._next.holds.get(name, ()))
+                contents = self._must().contents.part(one.told, replicas, cuda)
+            orders[name] = Order(cuda, contents)
+        number, before = self._ordered.get(node.id, (0, {}))
+        if orders == before:
+            return
+        number += 1
+        try:
+            self._cluster.agent(node).order(self._claims.number, number, orders)
+        except Refused:
+            raise
+        except FMplexError as error:
+            self._problems[node.name] = str(error)
+        else:
+            self._ordered[node.id] = number, orders
+
+    def _follow(self, now: float) -> None:
+        """Ask the door what it does, and note where it leads."""
+        follows = False
+        try:
+            self._door_report = report = self._cluster.door().report()
+            follows = report.led == self._lead.number != 0
+            if report.problem:
+                self._problems["door"] = report.problem
+        except FMplexError as error:
+            self._problems["door"] = str(error)
+        if follows:
+            self._led_before = {}
+            self._follows_since = self._follows_since or now
+        for on in (self._lead.on, self._led_before):
+            for vfm, devices in on.items():
+                for device in devices:
+                    self._last_led[vfm, device] = now
+
+    def _unled(self, vfm: str, device: str, now: float) -> float:
+        """Seconds since the door led ``vfm`` to ``device``, as far as this controller can know."""
+        if self._follows_since is None:
+            return 0.0
+        return now - max(self._follows_since, self._last_led.get((vfm, device), 0.0))
+
+    def _lead_to(self, up: Mapping[str, Report]) -> None:
+        servers = tuple(
+            Server(name, report.host, report.ports.http, report.ports.grpc, report.ports.health)
+            for name, report in sorted(up.items())
+        )
+        if (servers, self._next.leads) != (self._lead.servers, self._lead.on):
+            for vfm, devices in self._lead.on.items():
+                self._led_before.setdefault(vfm, set()).update(devices)
+            # By the clock, for being another than any that an earlier controller gave.
+            self._lead = Lead(time.time_ns(), servers, self._next.leads)
+        elif self._door_report is not None and self._door_report.led == self._lead.number:
+            return
+        try:
+            self._cluster.door().lead(self._lead)
+        except FMplexError as error:
+            self._problems["door"] = str(error)
+
+    # ---- what it knows ----
+
+    def _check(self) -> None:
+        if self._stopped is not None:
+            raise Refused(self._stopped)
+        self._claims.check()
+
+    def _must(self) -> Desired:
+        if self._desired is None:
+            raise InvalidInput("nothing was applied to this fleet yet; `fmplex fleet apply FLEET.yaml`")
+        return self._desired
+
+    def _save(self, desired: Desired) -> None:
+        number = (self._desired.number if self._desired else 0) + 1
+        desired = desired.model_copy(update={"number": number})
+        self._claims.save(desired)
+        self._desired = desired
+
+    def _names(self) -> list[str]:
+        return [f"{kind}-{number}" for kind, count in self._counts(self._fleet).items() for number in range(count)]
+
+    def _alive(self, one: _Device) -> bool:
+        return one.seen > 0 and time.monotonic() - one.seen < self._lost_after
+
+    def _bound(self, fleet: Fleet, before: Mapping[str, Bound]) -> dict[str, Bound]:
+        return bind(self._counts(fleet), self._nodes, before)
+
+    @staticmethod
+    def _counts(fleet: Fleet) -> dict[str, int]:
+        return {kind: spec.count for kind, spec in fleet.devices.items()}
+
+    def _usable(self, fleet: Fleet, bound: Mapping[str, Bound], desired: Desired) -> list[str]:
+        """Devices that have a node, or lost it a short while ago, with the memory that they should have."""
+        found, now = [], time.monotonic()
+        for kind, spec in fleet.devices.items():
+            for name in (f"{kind}-{number}" for number in range(spec.count)):
+                one = self._devices.get(name, _Device())
+                lost = name not in bound and (
+                    name not in desired.bound or now - (one.seen or self._begun) > self._lost_after
+                )
+                if lost or name in desired.drained:
+                    continue
+                if one.report is not None and one.report.memory < _TRUE_MEMORY * spec.memory:
+                    has, said = one.report.memory / 1e9, spec.memory / 1e9
+                    self._problems[name] = f"has {has:.1f} GB, the fleet file says {said:.1f}: it is not used"
+                    continue
+                found.append(name)
+        return found
+
+    def _settled(self) -> bool:
+        """Whether all is as it is to be."""
+        return (
+            self._desired is not None
+            and self._next.moving <= set(self._desired.plan.missing)
+            and self._next.leads.keys() == _by_vfm(self._desired.plan).keys()
+            and not self._outdated()
+            and self._door_report is not None
+            and self._door_report.up
+            and self._door_report.led == self._lead.number
+            and all(
+                one.report is not None and one.report.held == one.told == self._next.holds.get(name, set())
+                for one, name in ((self._devices.get(name, _Device()), name) for name in self._planned_on or ())
+            )
+        )
+
+    def _outdated(self) -> set[str]:
+        """vFMs of which a device that they are planned for serves no or another version."""
+        if self._desired is None:
+            return set()
+        found = set()
+        for vfm, devices in _by_vfm(self._desired.plan).items():
+            for device in devices:
+                one = self._devices.get(device)
+                if one is None or one.report is None or vfm not in one.report.current:
+                    found.add(vfm)
+        return found
+
+
+def plan_on(fleet: Fleet, devices: list[str], before: PlanFile | None) -> PlanFile:
+    """A plan of ``fleet`` on these of its devices. What no device holds is in its ``missing``."""
+    if not devices:
+        return PlanFile(devices={}, missing=[name for name, _ in fleet.names()])
+    real: dict[str, list[str]] = {}
+    for name in devices:
+        real.setdefault(kind_of(name), []).append(name)
+    # The planner numbers devices from 0 and takes each for being there.
+    called = {f"{kind}-{place}": name for kind, names in real.items() for place, name in enumerate(names)}
+    back = {name: place for place, name in called.items()}
+    fewer = fleet.model_copy(
+        update={
+            "devices": {
+                kind: spec.model_copy(update={"count": len(real[kind])})
+                for kind, spec in fleet.devices.items()
+                if kind in real
+            },
+            "fms": {
+                name: fm.model_copy(update={"cost": {kind: cost for kind, cost in fm.cost.items() if kind in real}})
+                for name, fm in fleet.fms.items()
+            },
+        }
+    )
+    old = None
+    if before is not None:
+        old = PlanFile(devices={back[name]: fms for name, fms in before.devices.items() if name in back})
+    made = planned(fewer, before=old, checked=0)
+    file = PlanFile.of(made.placement, made.problem)
+    return PlanFile(devices={called[place]: fms for place, fms in file.devices.items()}, missing=file.missing)
+
+
+def kind_of(device: str) -> str:
+    """``cpu`` of ``cpu-3``."""
+    return device.rpartition("-")[0]
+
+
+def _by_vfm(plan: PlanFile) -> dict[str, set[str]]:
+    """vFM → devices; those without a place too."""
+    made: dict[str, set[str]] = {vfm: set() for vfm in plan.missing}
+    for device, fms in plan.devices.items():
+        for vfms in fms.values():
+            for vfm in vfms:
+                made.setdefault(vfm, set()).add(device)
+    return made

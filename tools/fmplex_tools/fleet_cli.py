@@ -1,0 +1,186 @@
+"""``fmplex fleet``: run a planned fleet on a Ray cluster, behind one door."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.live import Live
+
+from fmplex_backend.errors import InvalidInput, Unavailable
+from fmplex_tools.console import err, out
+from fmplex_tools.planner.fleet_file import Fleet, read_fleet
+
+if TYPE_CHECKING:
+    from fmplex_tools.fleet.actors import ControllerHandle
+
+app = typer.Typer(no_args_is_help=True, help="Run a planned fleet on a Ray cluster, behind one door for all clients.")
+
+FleetFile = Annotated[Path, typer.Argument(help="Fleet file with a section 'run'; `fmplex plan --example` prints one.")]
+Address = Annotated[str, typer.Option(help="Of the Ray cluster; auto: the one that runs on this machine.")]
+Wait = Annotated[float, typer.Option(min=0, help="Seconds until all must be as planned; 0 does not wait.")]
+Name = Annotated[str, typer.Option("--fleet", help="Its name, 'run.name' in the fleet file.")]
+_LOOK = 0.5
+"""Seconds between two looks at a fleet that is waited for."""
+
+
+@app.command()
+def up(
+    fleet: FleetFile,
+    address: Address = "auto",
+    local: Annotated[
+        int, typer.Option(min=0, max=64, help="First start a Ray cluster of so many nodes on this machine, to try it.")
+    ] = 0,
+    wait: Wait = 600.0,
+) -> None:
+    """Start the fleet: the controller, an agent on every node, the door; then as `fmplex fleet apply`.
+
+    Nodes offer devices as Ray's custom resources: `ray start --address HEAD:6379 --resources '{"fmplex:cpu": 1}'`.
+    What was saved in the store is taken up.
+
+    Examples:
+
+      fmplex fleet up fleet.yaml --local 4
+
+      fmplex fleet up fleet.yaml --address 10.0.0.1:6379
+    """
+    wanted = read_fleet(fleet)
+    if local:
+        from fmplex_tools.fleet.local import start_nodes
+
+        with err.status(f"starting {local} Ray nodes on this machine"):
+            start_nodes(wanted, local)
+    _apply(wanted, address, wait, start=True)
+
+
+@app.command()
+def apply(fleet: FleetFile, address: Address = "auto", wait: Wait = 600.0) -> None:
+    """Make the running fleet what the file and its repository say now, moving as little as can be, under load.
+
+    New versions and configurations are put into the store and swapped in; vFMs that move serve at their new place
+    before the door leads there. Exits with 1 where a vFM has no place, or not all is as planned in time.
+
+    Examples:
+
+      fmplex fleet apply fleet.yaml
+
+      fmplex fleet apply fleet.yaml --wait 0
+    """
+    _apply(read_fleet(fleet), address, wait, start=False)
+
+
+@app.command()
+def status(
+    name: Name = "fleet",
+    address: Address = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="All that the controller knows.")] = False,
+) -> None:
+    """Devices, what they hold and how they are; what is moving, missing or wrong.
+
+    Examples:
+
+      fmplex fleet status
+
+      fmplex fleet status --json
+    """
+    from fmplex_tools.fleet.show import shown
+
+    told = _controller(name, address).status()
+    if as_json:
+        print(json.dumps(told))
+    else:
+        out.print(shown(told))
+
+
+@app.command()
+def drain(
+    node: Annotated[str, typer.Argument(help="A node or device, as `fmplex fleet status` names them.")],
+    undo: Annotated[bool, typer.Option("--undo", help="Let it be used again.")] = False,
+    name: Name = "fleet",
+    address: Address = "auto",
+    wait: Wait = 600.0,
+) -> None:
+    """Empty a node: its vFMs are served elsewhere before they go. Those that have no place elsewhere stay.
+
+    Examples:
+
+      fmplex fleet drain cpu-3
+
+      fmplex fleet drain cpu-3 --undo
+    """
+    controller = _controller(name, address)
+    missing = controller.drain(node, undo)
+    _follow(controller, wait)
+    _tell_missing(missing)
+
+
+@app.command()
+def down(name: Name = "fleet", address: Address = "auto") -> None:
+    """End every server, the door, the agents and the controller. The store keeps all; `fmplex fleet up` takes it up.
+
+    Examples:
+
+      fmplex fleet down
+    """
+    controller = _controller(name, address)
+    with err.status("stopping: servers answer what is in flight"):
+        controller.down()
+    out.print(f"fleet {name!r} is down; its store keeps what it was")
+
+
+def _controller(name: str, address: str) -> ControllerHandle:
+    from fmplex_tools.fleet.actors import ControllerHandle, connect
+
+    connect(address)
+    return ControllerHandle.find(name)
+
+
+def _apply(fleet: Fleet, address: str, wait: float, *, start: bool) -> None:
+    with err.status("connecting") as state:
+        from fmplex_tools.fleet.actors import ControllerHandle, connect, run_of
+        from fmplex_tools.fleet.content import read_contents
+
+        run = run_of(fleet)
+        connect(address)
+        controller = ControllerHandle.start(fleet) if start else ControllerHandle.find(run.name)
+        contents = read_contents(fleet, run.repository, run.store, lambda vfm: state.update(f"storing {vfm}"))
+        state.update("planning")
+        missing = controller.apply(fleet, contents)
+    _follow(controller, wait)
+    _tell_missing(missing)
+
+
+def _follow(controller: ControllerHandle, wait: float) -> None:
+    """Show how the fleet gets to what it is to be. Raises `Unavailable` where that takes too long."""
+    from fmplex_tools.fleet.show import shown
+
+    begun = time.monotonic()
+    told = controller.status()
+    try:
+        with Live(shown(told), console=out, transient=True, auto_refresh=False) as live:
+            while not told["settled"] and time.monotonic() - begun < wait:
+                time.sleep(_LOOK)
+                told = controller.status()
+                live.update(shown(told), refresh=True)
+    except KeyboardInterrupt:
+        err.print("not waited for any more; the fleet goes on by itself: `fmplex fleet status`")
+        raise typer.Exit(130) from None
+    out.print(shown(told))
+    if not told["settled"] and wait:
+        raise Unavailable(f"after {wait:.0f} s {_late(told)}; the fleet goes on trying: `fmplex fleet status`")
+
+
+def _late(told: dict[str, Any]) -> str:
+    names = told["outdated"] or told["moving"]
+    if not names:
+        return "not all is as planned"
+    return f"{len(names)} vFMs are not served as planned ({', '.join(names[:3])}{' …' if len(names) > 3 else ''})"
+
+
+def _tell_missing(missing: list[str]) -> None:
+    if missing:
+        few = f"{', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}"
+        raise InvalidInput(f"{len(missing)} vFMs have no place ({few}): `fmplex plan` on the fleet file tells why")
