@@ -298,3 +298,12 @@ def test_the_command(tmp_path: Path) -> None:
     missing = runner.invoke(app, ["plan", str(tmp_path / "none.yaml")])
     assert missing.exit_code == 1
     assert "no fleet file" in str(missing.exception)
+
+
+def test_a_fleet_that_is_spread_uses_all_devices_alike() -> None:
+    fleet = parse_fleet(EXAMPLE + "spread: true\n", "example")
+    made = plan(fleet)
+    assert made.good
+    held = [len(vfms) for vfms in made.placement.by_device().values()]
+    assert len(held) == 4, "all four devices"
+    assert max(held) <= 2 * min(held)

@@ -25,6 +25,8 @@ Wait = Annotated[float, typer.Option(min=0, help="Seconds until all must be as p
 Name = Annotated[str, typer.Option("--fleet", help="Its name, 'run.name' in the fleet file.")]
 _LOOK = 0.5
 """Seconds between two looks at a fleet that is waited for."""
+_JOIN = 20.0
+"""Seconds for nodes to join that have been started just now."""
 
 
 @app.command()
@@ -112,9 +114,8 @@ def drain(
       fmplex fleet drain cpu-3 --undo
     """
     controller = _controller(name, address)
-    missing = controller.drain(node, undo)
+    controller.drain(node, undo)
     _follow(controller, wait)
-    _tell_missing(missing)
 
 
 @app.command()
@@ -148,9 +149,8 @@ def _apply(fleet: Fleet, address: str, wait: float, *, start: bool) -> None:
         controller = ControllerHandle.start(fleet) if start else ControllerHandle.find(run.name)
         contents = read_contents(fleet, run.repository, run.store, lambda vfm: state.update(f"storing {vfm}"))
         state.update("planning")
-        missing = controller.apply(fleet, contents)
+        controller.apply(fleet, contents)
     _follow(controller, wait)
-    _tell_missing(missing)
 
 
 def _follow(controller: ControllerHandle, wait: float) -> None:
@@ -161,7 +161,7 @@ def _follow(controller: ControllerHandle, wait: float) -> None:
     told = controller.status()
     try:
         with Live(shown(told), console=out, transient=True, auto_refresh=False) as live:
-            while not told["settled"] and time.monotonic() - begun < wait:
+            while not _done(told, time.monotonic() - begun) and time.monotonic() - begun < wait:
                 time.sleep(_LOOK)
                 told = controller.status()
                 live.update(shown(told), refresh=True)
@@ -171,6 +171,15 @@ def _follow(controller: ControllerHandle, wait: float) -> None:
     out.print(shown(told))
     if not told["settled"] and wait:
         raise Unavailable(f"after {wait:.0f} s {_late(told)}; the fleet goes on trying: `fmplex fleet status`")
+    if missing := told["missing"]:
+        few = f"{', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}"
+        raise InvalidInput(f"{len(missing)} vFMs have no place ({few}): `fmplex plan` on the fleet file tells why")
+
+
+def _done(told: dict[str, Any], seconds: float) -> bool:
+    """Whether all is as it is to be; where vFMs have no place, nodes that are still to come are waited for."""
+    nodes = all(device["node"] is not None for device in told["devices"].values())
+    return bool(told["settled"]) and (not told["missing"] or nodes or seconds > _JOIN)
 
 
 def _late(told: dict[str, Any]) -> str:
@@ -178,9 +187,3 @@ def _late(told: dict[str, Any]) -> str:
     if not names:
         return "not all is as planned"
     return f"{len(names)} vFMs are not served as planned ({', '.join(names[:3])}{' …' if len(names) > 3 else ''})"
-
-
-def _tell_missing(missing: list[str]) -> None:
-    if missing:
-        few = f"{', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}"
-        raise InvalidInput(f"{len(missing)} vFMs have no place ({few}): `fmplex plan` on the fleet file tells why")

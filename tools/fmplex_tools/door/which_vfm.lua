@@ -37,6 +37,7 @@ function envoy_on_request(handle)
       end
     end
   end
-  headers:replace("x-fmplex-vfm", name or "-")
+  -- asked for anew: what was there before the body was waited for is out of scope
+  handle:headers():replace("x-fmplex-vfm", name or "-")
   handle:clearRouteCache()
 end

@@ -83,6 +83,8 @@ class _Device:
     """Of the report."""
     told: set[str] = field(default_factory=set)
     """vFMs that it was told to hold."""
+    digest: str = ""
+    """Of the contents that it was told."""
 
 
 class Controller:
@@ -108,6 +110,8 @@ class Controller:
         self._next = Next({}, {}, frozenset())
         self._ordered: dict[str, tuple[int, dict[str, Order]]] = {}
         """Node → number of the last order, and the order."""
+        self._acted = 0
+        """Number of the `Desired` that all were told about last."""
         self._planned_on: list[str] | None = None
         """Devices that the plan is for; None: it is not known."""
         self._problems: dict[str, str] = {}
@@ -286,6 +290,7 @@ class Controller:
             own = [name for name, at in bound.items() if at.node == node.id]
             if own and all(now - self._devices[name].seen < STEP * 10 for name in own):
                 self._order(node, own, replicas)
+        self._acted = desired.number
 
     def _order(self, node: Node, devices: list[str], replicas: Mapping[str, int]) -> None:
         """Only what differs from the last order is sent; a device that has not reported yet is not told anything."""
@@ -296,6 +301,7 @@ class Controller:
             if one.report is not None:
                 one.told = set(self._next.holds.get(name, ()))
                 contents = self._must().contents.part(one.told, replicas, cuda)
+                one.digest = contents.digest
             orders[name] = Order(cuda, contents)
         number, before = self._ordered.get(node.id, (0, {}))
         if orders == before:
@@ -402,18 +408,21 @@ class Controller:
 
     def _settled(self) -> bool:
         """Whether all is as it is to be."""
-        return (
-            self._desired is not None
-            and self._next.moving <= set(self._desired.plan.missing)
-            and self._next.leads.keys() == _by_vfm(self._desired.plan).keys()
-            and not self._outdated()
-            and self._door_report is not None
-            and self._door_report.up
-            and self._door_report.led == self._lead.number
-            and all(
-                one.report is not None and one.report.held == one.told == self._next.holds.get(name, set())
-                for one, name in ((self._devices.get(name, _Device()), name) for name in self._planned_on or ())
-            )
+        desired, door = self._desired, self._door_report
+        if desired is None or self._acted != desired.number or self._outdated():
+            return False
+        if door is None or not door.up or door.led != self._lead.number:
+            return False
+        planned, missing = _by_vfm(desired.plan), set(desired.plan.missing)
+        if not self._next.moving <= missing or self._next.leads.keys() != planned.keys():
+            return False
+        on = {name: {vfm for vfms in fms.values() for vfm in vfms} for name, fms in desired.plan.devices.items()}
+        return all(
+            one.report is not None
+            and one.report.told == one.digest
+            and one.report.held - missing == on.get(name, set())
+            for name, one in self._devices.items()
+            if self._alive(one)
         )
 
     def _outdated(self) -> set[str]:

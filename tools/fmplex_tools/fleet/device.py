@@ -63,6 +63,8 @@ class Report(BaseModel):
     up: bool = False
     """Whether its server answers."""
     pid: int = 0
+    told: str = ""
+    """Digest of the contents that it was told, which all of this is about; empty: none."""
     held: frozenset[str] = frozenset()
     """vFMs in its repository."""
     serving: frozenset[str] = frozenset()
@@ -300,6 +302,7 @@ class Device:
             memory=self._memory,
             up=up,
             pid=process.pid if process is not None else 0,
+            told=wanted.digest if wanted is not None else "",
             held=frozenset(self._held.vfms),
             serving=frozenset(serving),
             current=frozenset(current),

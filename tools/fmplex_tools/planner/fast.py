@@ -33,7 +33,8 @@ def pack(problem: Problem, seconds: float = SECONDS) -> Packing:
     best = min(found, key=badness)
     if best.placement().missing(problem) and time.monotonic() < until:
         best = min(best, _filled(problem, _least_first(problem)), key=badness)
-    empty_devices(best, until)
+    if not problem.spread:
+        empty_devices(best, until)
     return best
 
 

@@ -157,6 +157,8 @@ class Fleet(_Part):
     """vFMs of one list share no device."""
     headroom: float = Field(0.1, ge=0, lt=1)
     """Part of every device's memory that is left free."""
+    spread: bool = False
+    """Whether vFMs are spread over all devices, and not over as few as will do."""
     run: RunSpec | None = None
 
     def names(self) -> Iterator[tuple[str, VfmSpec]]:

@@ -81,7 +81,7 @@ class Packing:
     def best(self, piece: Piece, within: NDArray[np.bool_] | None = None) -> int | None:
         """The device to put it on, of those ``within``: one that has its FM, else one that is used, the fullest first.
 
-        Of devices that are not used yet, the cheapest for what it has.
+        Of devices that are not used yet, the cheapest for what it has. Where vFMs are to be spread, the least busy.
         """
         time = self._time(piece)
         good = self._fits(piece, time)
@@ -90,6 +90,9 @@ class Packing:
         if not good.any():
             return None
         demand = self.problem.demands[piece.demand]
+        if self.problem.spread:
+            load = self._fms[demand.fm] / self.problem.fms[demand.fm].slots + self._work + time
+            return int(np.argmin(np.where(good, load, np.inf)))
         resident = self._fms[demand.fm] > 0
         memory = (self._taken + demand.memory) / self._memory
         full = np.maximum(memory, np.minimum(time, 1.0))

@@ -87,6 +87,8 @@ def _placed(problem: Problem, before: PlanFile | None, solver: Solver, seconds: 
         packing = replan(problem, old)
         return Plan(packing, "what was there stays where it can", bound, changes=changes(old, packing.placement()))
     packing = fast.pack(problem, seconds)
+    if problem.spread:
+        return Plan(packing, "spread over all devices", bound)
     if solver == "fast" or (solver == "auto" and exact.size_of(problem) > exact.MOST):
         return Plan(packing, "best fit", bound)
     tell("looking for the best there is")

@@ -90,6 +90,8 @@ class Problem:
     kinds: tuple[Kind, ...]
     fms: tuple[Shared, ...]
     demands: tuple[Demand, ...]
+    spread: bool = False
+    """Whether all devices are to be used, and not as few as will do."""
 
     @property
     def devices(self) -> int:
@@ -159,7 +161,7 @@ def problem_of(fleet: Fleet) -> Problem:
         costs = [fm.cost[kind.name].model() if kind.name in fm.cost else None for kind in kinds]
         alphas = (math.nan if cost is None else cost.alpha * launches(lengths[name], cost) for cost in costs)
         fms.append(Shared(name, int(fm.memory), fm.slots, tuple(alphas), max(lengths[name], default=1)))
-    bare = Problem(kinds, tuple(fms), ())
+    bare = Problem(kinds, tuple(fms), (), fleet.spread)
     demands = []
     for name, vfm in fleet.vfms.items():
         apart = frozenset(number for number, group in enumerate(fleet.apart) if name in group)

@@ -1,0 +1,231 @@
+"""A fleet as its users run it: Ray nodes, a tritonserver on each, one door; under load, while all dies by turns."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from support.live import PATIENCE, wait_for
+from support.recipes import RECIPES, write_vfm
+from support.served import run, serving
+
+from fmplex_backend.backbones.source import cache_dir
+from fmplex_client import Client, FMplexClientError, UnknownTask
+from fmplex_tools.files import write_whole
+from fmplex_tools.fleet.artifacts import push
+from fmplex_tools.fleet.local import LocalNodes
+from fmplex_tools.planner.fleet_file import read_fleet
+from fmplex_tools.server.process import free_ports
+
+pytest.importorskip("ray", reason="needs the extra 'fleet'")
+pytestmark = pytest.mark.live
+
+NAME = "tested"
+TEXTS = ["a short one", "one that is somewhat longer than the other", "x"]
+VFMS = {"one": "lora_qv_4", "two": "lora_all_16", "three": "bare_two", "four": "dora_qv_8", "five": "lora_qv_4"}
+FLEET = """
+devices: {cpu: {count: 3, memory: 3 GB}}
+fms: {tiny: {memory: 300 MB, cost: {cpu: {alpha: 0.005, beta: 0.0001}}}}
+vfms:
+VFMS
+spread: true
+run: {name: NAME, repository: REPOSITORY, store: STORE, lost_after: 8, door: {port: PORT, admin: ADMIN}}
+"""
+
+
+class Fleet:
+    """A fleet file, and the commands on it."""
+
+    def __init__(self, folder: Path, repository: Path) -> None:
+        self.folder, self.repository, self.store = folder, repository, folder / "store"
+        self.port, self.admin = free_ports(2)
+        self.file = folder / "fleet.yaml"
+        self.address = ""
+
+    def write(self, vfms: dict[str, str]) -> None:
+        lines = "\n".join(f"  {name}: {{fm: tiny, rate: 1, p99_ms: 900{more}}}" for name, more in vfms.items())
+        text = FLEET.replace("VFMS", lines).replace("NAME", NAME).replace("REPOSITORY", str(self.repository))
+        text = text.replace("STORE", str(self.store)).replace("PORT", str(self.port)).replace("ADMIN", str(self.admin))
+        write_whole(self.file, text)
+
+    def call(self, *arguments: str, good: bool = True) -> str:
+        """``fmplex fleet …``; what it printed."""
+        ran = run("fleet", *arguments, "--address", self.address)
+        assert (ran.returncode == 0) == good, ran.stdout + ran.stderr
+        return " ".join((ran.stdout + ran.stderr).split())
+
+    def status(self) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads(self.call("status", "--fleet", NAME, "--json"))
+        return told
+
+    def wait_settled(self, what: str) -> dict[str, Any]:
+        end = time.monotonic() + PATIENCE
+        while not (told := self.status())["settled"]:
+            assert time.monotonic() < end, f"not within {PATIENCE} s: {what}: {told}"
+        return told
+
+
+class Load:
+    """Clients of ours that ask every vFM all the time and compare every answer."""
+
+    def __init__(self, url: str, expected: dict[str, Any]) -> None:
+        self._url, self._expected = url, expected
+        self.vfms = list(expected)
+        self.wrong: list[str] = []
+        self.answered = 0
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(protocol,)) for protocol in ("http", "grpc")]
+
+    def _ask(self, protocol: Any) -> None:
+        with Client(self._url, protocol, timeout=60) as client:
+            while not self._stop.is_set():
+                for vfm in list(self.vfms):
+                    try:
+                        found = values(client, vfm)
+                    except FMplexClientError as error:
+                        self.wrong.append(f"{protocol} {vfm}: {error}")
+                        continue
+                    if not np.allclose(found, self._expected[vfm], atol=1e-4):
+                        self.wrong.append(f"{protocol} {vfm}: answers otherwise")
+                    self.answered += 1
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            for thread in self._threads:
+                thread.join()
+
+
+def values(client: Client, vfm: str) -> Any:
+    return np.stack([answer.probabilities for answer in client.predict(vfm, TEXTS)])
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, small_repository: Path, tiny_backbone: Path) -> Iterator[Fleet]:
+    for port, (name, recipe) in enumerate(VFMS.items(), start=10):
+        write_vfm(small_repository, name, port, RECIPES[recipe], tiny_backbone, fm="tiny", seed=port)
+    made = Fleet(tmp_path, small_repository)
+    shutil.rmtree(cache_dir() / "fleets" / NAME, ignore_errors=True)
+    made.write({"one": ", replicas: 2", "two": ", replicas: 2", "three": "", "four": ""})
+    yield made
+    shutil.rmtree(cache_dir() / "fleets" / NAME, ignore_errors=True)
+
+
+def answers_of_one_machine(repository: Path) -> dict[str, Any]:
+    with serving(repository) as served:
+        served.wait_ready()
+        with Client(served.http) as client:
+            return {vfm: values(client, vfm) for vfm in VFMS}
+
+
+def kill(processes: dict[int, psutil.Process]) -> None:
+    assert processes, "there is one to kill"
+    for process in processes.values():
+        process.kill()
+
+
+def test_a_fleet_serves_whatever_dies(fleet: Fleet) -> None:
+    expected = answers_of_one_machine(fleet.repository)
+    with LocalNodes(read_fleet(fleet.file), 3) as nodes:
+        fleet.address = nodes.address
+        try:
+            scenes(fleet, nodes, expected)
+        finally:
+            fleet.call("down", "--fleet", NAME)
+        left = [p for p in psutil.process_iter(["cmdline"]) if str(cache_dir() / "fleets" / NAME) in str(p.info)]
+        assert not left, "no process is left"
+
+
+def scenes(fleet: Fleet, nodes: LocalNodes, expected: dict[str, Any]) -> None:
+    told = fleet.call("up", str(fleet.file), "--wait", "100")
+    assert "open, leads to 4 vFMs" in told
+    door = f"127.0.0.1:{fleet.port}"
+    load = Load(door, {vfm: expected[vfm] for vfm in ("one", "two", "three", "four")})
+    for protocol in ("http", "grpc"):
+        with Client(door, protocol, timeout=5) as client, pytest.raises(UnknownTask, match="no such vFM"):
+            client.predict("five", TEXTS)
+    with load.going_on():
+        after(load, fleet, "the controller was killed", lambda: kill(nodes.workers("_ControllerActor")))
+        after(load, fleet, "the door's keeper was killed", lambda: kill(nodes.workers("_DoorActor")))
+        after(load, fleet, "an agent was killed", lambda: kill(dict([nodes.workers("_AgentActor").popitem()])))
+        envoy = next(p for p in psutil.process_iter(["name"]) if f"{NAME}/door" in " ".join(p.cmdline()))
+        after(load, fleet, "Envoy was killed", envoy.kill)
+
+        device, busy = next((n, d) for n, d in fleet.status()["devices"].items() if "three" in d["planned"])
+        server = psutil.Process(busy["report"]["pid"])
+        after(load, fleet, "a server was killed", server.kill)
+
+        status = fleet.wait_settled("nothing has changed")
+        fleet.call("drain", device, "--fleet", NAME, "--wait", "100")
+        drained = fleet.status()["devices"]
+        assert not drained[device]["planned"]
+        assert drained[device]["report"]["held"] == []
+        fleet.call("drain", device, "--undo", "--fleet", NAME, "--wait", "100")
+        assert status["vfms"]["three"] != fleet.status()["vfms"]["three"], "it stays where it went"
+
+        new_versions(fleet, load, expected)
+        assert not load.wrong
+        lost_node(fleet, nodes)
+    assert not load.wrong
+    assert load.answered > 100
+
+
+def after(load: Load, fleet: Fleet, what: str, happens: Callable[[], None]) -> None:
+    happens()
+    fleet.wait_settled(what)
+    before = load.answered
+    wait_for(lambda: load.answered > before + 20, f"requests are answered after {what}")
+    assert not load.wrong, what
+
+
+def new_versions(fleet: Fleet, load: Load, expected: dict[str, Any]) -> None:
+    """A vFM comes and one goes; a version that is not what it should be is not used."""
+    fleet.write({"one": ", replicas: 2", "two": "", "three": "", "five": ", replicas: 2"})
+    load.vfms.remove("four")
+    time.sleep(1.0)
+    load._expected["five"] = expected["five"]
+    fleet.call("apply", str(fleet.file), "--wait", "100")
+    load.vfms.append("five")
+    with Client(f"127.0.0.1:{fleet.port}", timeout=5) as client, pytest.raises(UnknownTask, match="no such vFM"):
+        client.predict("four", TEXTS)
+
+    # Somebody has changed what the store holds of a version.
+    shutil.copytree(fleet.repository / "three" / "1", fleet.repository / "three" / "2")
+    digest = push(fleet.repository / "three" / "2", str(fleet.store))
+    next((fleet.store / digest).rglob("vfm.json")).write_text("{}")
+    told = fleet.call("apply", str(fleet.file), "--wait", "8", good=False)
+    assert "is not what its manifest says; not used" in told
+    assert "three" in fleet.status()["outdated"]
+    shutil.rmtree(fleet.repository / "three" / "2")
+    fleet.call("apply", str(fleet.file), "--wait", "100")
+
+
+def lost_node(fleet: Fleet, nodes: LocalNodes) -> None:
+    """A machine goes with all that runs on it; what was on it is served elsewhere."""
+    told = fleet.wait_settled("before a node is lost")
+    victim = next(name for name, device in told["devices"].items() if device["planned"])
+    number = int(victim.partition("-")[2]) + 1
+    pid = told["devices"][victim]["report"]["pid"]
+    serve = psutil.Process(pid)
+    gone = [serve, *serve.children(recursive=True)]
+    nodes.kill(number)
+    for process in gone:
+        process.kill()
+    wait_for(lambda: not fleet.status()["devices"][victim]["planned"], "it is planned without")
+    moved = fleet.wait_settled("its vFMs are elsewhere")
+    assert all(led and victim not in led for led in moved["vfms"].values())
+    assert not moved["missing"]
