@@ -205,6 +205,7 @@ def new_versions(fleet: Fleet, load: Load, expected: dict[str, Any]) -> None:
 
     # Somebody has changed what the store holds of a version.
     shutil.copytree(fleet.repository / "three" / "1", fleet.repository / "three" / "2")
+    (fleet.repository / "three" / "2" / "notes.json").write_text('"another"')
     digest = push(fleet.repository / "three" / "2", str(fleet.store))
     next((fleet.store / digest).rglob("vfm.json")).write_text("{}")
     told = fleet.call("apply", str(fleet.file), "--wait", "8", good=False)
