@@ -44,7 +44,7 @@ from fmplex_tools.bench.engine.zipf import popularity, slot_hits
 from fmplex_tools.bench.engine.zipf_generator import ZipfGenerator
 from fmplex_tools.bench.fair.bench import Outcome
 from fmplex_tools.bench.fair.streams import FAILED, OK, REQUEST, ROW, Stream, Traffic
-from fmplex_tools.bench_fleet_cli import numbers_of
+from fmplex_tools.engine_fleet_cli import numbers_of
 
 FM = "tiny"
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from fmplex_backend.errors import FMplexError, InvalidInput
 from fmplex_client import Client, FMplexClientError
 from fmplex_client.tasks import Task
-from fmplex_tools import compare_cli, engine_cli, fair_cli, families_cli, faults_cli
+from fmplex_tools import compare_cli, engine_cli, fair_cli, families_cli, faults_cli, fleet_bench_cli
 from fmplex_tools.bench.perf import TEXTS, Load, Row, levels, measure, read_texts
 from fmplex_tools.bench.perf_binary import perf_analyzer
 from fmplex_tools.infer_cli import default_url, protocol_of
@@ -30,6 +30,7 @@ errors = Console(stderr=True, emoji=False)
 app.command("compare")(compare_cli.compare)
 app.command("fair")(fair_cli.fair)
 app.command("families")(families_cli.families)
+app.command("fleet")(fleet_bench_cli.fleet)
 app.command("simulate")(simulate)
 app.add_typer(engine_cli.app, name="engine")
 app.add_typer(faults_cli.app, name="faults")

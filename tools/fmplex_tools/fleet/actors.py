@@ -32,6 +32,8 @@ SOON = 10.0
 """Seconds for what an agent or the door does at once."""
 LONG = 120.0
 """Seconds for what takes a plan, or draining servers."""
+_HEAD = "node:__internal_head__"
+"""Ray's resource of the head node."""
 _FOR_EVER: dict[str, Any] = {"lifetime": "detached", "max_restarts": -1, "namespace": NAMESPACE, "num_cpus": 0}
 _T = TypeVar("_T")
 
@@ -110,7 +112,6 @@ class _RayCluster:
 
     def __init__(self, run: RunSpec) -> None:
         self._run = run
-        self._home = ray.get_runtime_context().get_node_id()
 
     def nodes(self) -> list[Node]:
         found = []
@@ -138,7 +139,7 @@ class _RayCluster:
         actor = ray.remote(_DoorActor).options(
             name=f"{self._run.name}/door",
             get_if_exists=True,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(self._home, soft=True),
+            resources={_HEAD: 0.001},  # clients know its address
             max_concurrency=4,
             **_FOR_EVER,
         )
@@ -213,6 +214,11 @@ def connect(address: str) -> None:
         raise Unavailable(f"no Ray cluster at {address!r} ({error}); `ray start --head` starts one") from None
 
 
+def disconnect() -> None:
+    """From the cluster that this process is connected to; what is detached goes on."""
+    ray.shutdown()
+
+
 class ControllerHandle:
     """The controller of the fleet ``name``, wherever Ray runs it."""
 
@@ -231,8 +237,13 @@ class ControllerHandle:
     def start(cls, fleet: Fleet) -> ControllerHandle:
         """The one that runs, or a new one. Raises `FMplexError`."""
         name = run_of(fleet).name
+        head = next(node["NodeID"] for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"])
         actor = ray.remote(_ControllerActor).options(
-            name=f"{name}/controller", get_if_exists=True, max_concurrency=8, **_FOR_EVER
+            name=f"{name}/controller",
+            get_if_exists=True,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(head, soft=True),
+            max_concurrency=8,
+            **_FOR_EVER,
         )
         return cls(name, _asked(f"controller of {name!r}", lambda: actor.remote(fleet.model_dump_json())))
 

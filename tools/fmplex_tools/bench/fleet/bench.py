@@ -1,0 +1,166 @@
+"""All that is asked of a fleet, one deployment after the other: equal answers, faults, changes, the door's price."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as grpc
+import tritonclient.http as http
+from rich.progress import Progress
+
+from fmplex_client import Client
+from fmplex_tools.bench.engine.churn_client import make_texts
+from fmplex_tools.bench.engine.fleet_server import workplace
+from fmplex_tools.bench.fair.bench import Figure, Outcome
+from fmplex_tools.bench.faults.checked import CheckedLoad, Known, ask, record
+from fmplex_tools.bench.faults.serving import serving
+from fmplex_tools.bench.fleet.deployed import Deployed, FleetRun
+from fmplex_tools.bench.fleet.scenes import KINDS, OURS, as_details, go_through
+from fmplex_tools.bench.perf import TEXTS, Load, measure
+from fmplex_tools.bench.perf_binary import perf_analyzer
+from fmplex_tools.serving import fetch_status
+
+ROUNDS = 3
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchPlan(FleetRun):
+    """What is to be tried."""
+
+    times: int = 10
+    """Each kind of fault."""
+    kinds: tuple[str, ...] = KINDS
+    texts: int = 4
+    clients: int = 6
+    seconds: float = 6.0
+    """Of each measurement of the door's price."""
+
+
+def fleet(plan: BenchPlan, progress: Progress, noted: dict[str, Any]) -> Outcome:
+    """Deploy it and try all of it; what the machine is goes into ``noted``."""
+    with workplace() as place:
+        line = progress.add_task("making vFMs", total=None)
+
+        def tell(what: str) -> None:
+            progress.update(line, description=what)
+
+        deployed = Deployed(plan, place)
+        texts = make_texts(plan.texts, plan.seed)
+        names = [*deployed.names, *deployed.spare]
+        tell("one machine's answers")
+        with serving(deployed.repository) as (url, _):
+            known = record(url, names, texts)
+            noted["machine"] = fetch_status(url, plan.fm)["cost_model"]["device"]
+        tell("starting the fleet")
+        figures, details = [], {}
+        with deployed.running():
+            figures += _equal(deployed, texts, known, tell)
+            load = CheckedLoad(deployed.door, [*deployed.names[:-1]], texts, known, plan.seed)
+            with load.going_on(plan.clients, ("http", "grpc")):
+                noticed = go_through(deployed, load, plan.kinds, plan.times, plan.seed, tell)
+                figures += _changes(deployed, load, tell)
+            for kind, own in noticed.items():
+                figures += own.figures(kind, OURS)
+            details["noticed"] = as_details(noticed)
+            figures += _price(deployed, plan.seconds, tell)
+        progress.remove_task(line)
+    return Outcome(figures, details)
+
+
+def _equal(deployed: Deployed, texts: Sequence[str], known: Known, tell: Tell) -> list[Figure]:
+    """The largest difference of any vFM's answers to those of one machine, by each client through the door."""
+    part = f"{len(deployed.names)} vFMs on {deployed.run.nodes} nodes, through the door, to one machine's answers"
+    largest = dict.fromkeys(("fmplex_client, HTTP", "fmplex_client, gRPC", "Triton's, HTTP", "Triton's, gRPC"), 0.0)
+    with (
+        Client(deployed.door, "http", 60) as ours,
+        Client(deployed.door, "grpc", 60) as ours_grpc,
+        http.InferenceServerClient(deployed.door) as theirs,
+        grpc.InferenceServerClient(deployed.door) as theirs_grpc,
+    ):
+        for name in deployed.names:
+            tell(f"answers of {name}")
+            for number, text in enumerate(texts):
+                found = (
+                    ask(ours, name, text),
+                    ask(ours_grpc, name, text),
+                    _plain(http, theirs, name, text),
+                    _plain(grpc, theirs_grpc, name, text),
+                )
+                for client, answer in zip(largest, found, strict=True):
+                    largest[client] = max(largest[client], float(np.abs(answer - known[name, number]).max()))
+    return [Figure(part, client, value, "", "≤ 1e-4", value <= 1e-4) for client, value in largest.items()]
+
+
+def _plain(module: Any, client: Any, name: str, text: str) -> Any:
+    given = module.InferInput("text", [1, 1], "BYTES")
+    given.set_data_from_numpy(np.array([[text]], dtype=object))
+    return client.infer(name, [given]).as_numpy("logits")[0]
+
+
+def _changes(deployed: Deployed, load: CheckedLoad, tell: Tell) -> list[Figure]:
+    """vFMs come and go, and the hottest moves, under load: does a request fail?"""
+    tell("adding, removing and moving")
+    count = len(deployed.spare)
+    part = f"{count} vFMs added, {count} removed, the hottest moved"
+    stay = deployed.names[count:]
+    load.names = stay[:-1]  # those that go are not asked any more
+    time.sleep(1.0)
+    load.begin()
+    before = deployed.controller.status()["vfms"]
+    hottest = stay[0]
+    seconds = deployed.apply([*stay, *deployed.spare])
+    load.names = [*stay[:-1], *deployed.spare]
+    device = before[hottest][0]
+    deployed.controller.drain(device, False)
+    deployed.wait_settled()
+    moved = deployed.controller.status()["vfms"][hottest]
+    deployed.controller.drain(device, True)
+    deployed.wait_settled()
+    time.sleep(1.0)
+    lost = load.lost.total()
+    return [
+        Figure(part, "as planned after", seconds, "s"),
+        Figure(part, "the hottest is elsewhere", float(device not in moved), "", "1", device not in moved),
+        Figure(part, "requests answered", load.answered),
+        Figure(part, "lost", lost, "", "0", lost == 0),
+        Figure(part, "answered wrongly", load.wrong, "", "0", load.wrong == 0),
+        Figure(part, "slowest request", load.slowest, "s"),
+    ]
+
+
+def _price(deployed: Deployed, seconds: float, tell: Tell) -> list[Figure]:
+    """perf_analyzer at one of the servers and through the door, by turns."""
+    binary = perf_analyzer()
+    status = deployed.controller.status()
+    # Of one server alone, so that both ways end at the same one.
+    name = deployed.names[-1]
+    keep = status["vfms"][name][0]
+    report = status["devices"][keep]["report"]
+    direct = {
+        "http": f"{report['host']}:{report['ports']['http']}",
+        "grpc": f"{report['host']}:{report['ports']['grpc']}",
+    }
+    figures = []
+    for protocol in direct:
+        p50: dict[str, list[float]] = {"direct": [], "door": []}
+        rows: dict[str, list[float]] = {"direct": [], "door": []}
+        for number in range(ROUNDS):
+            for way, url in (("direct", direct[protocol]), ("door", deployed.door)):
+                tell(f"the door's price, {protocol}, {way}, round {number + 1}")
+                p50[way].append(measure(binary, Load(name, url, protocol, 1, seconds=seconds), TEXTS).p50_ms)
+                rows[way].append(measure(binary, Load(name, url, protocol, 8, seconds=seconds), TEXTS).rows_per_s)
+        more = statistics.median(b - a for a, b in zip(p50["direct"], p50["door"], strict=True))
+        part = f"the door, perf_analyzer, {protocol}"
+        ratio = statistics.median(b / a for a, b in zip(rows["direct"], rows["door"], strict=True))
+        figures += [
+            Figure(part, "p50 without it", statistics.median(p50["direct"]), "ms"),
+            Figure(part, "p50 more through it", more, "ms", "≤ 0.5 ms", more <= 0.5),
+            Figure(part, "rows/s through it, 8 at a time", ratio, "x", "≥ 0.95", ratio >= 0.95),
+        ]
+    return figures

@@ -1,0 +1,62 @@
+"""``fmplex bench fleet``: a fleet of several nodes on this machine, killed, changed and measured."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress
+
+from fmplex_backend.errors import InvalidInput
+from fmplex_tools.bench.engine.command import FM, REPOSITORY, JsonFile, Repository, Seconds, Seed, carry_out
+from fmplex_tools.bench.fair.bench import Outcome
+
+
+def fleet(
+    times: Annotated[int, typer.Option("--times", min=0, max=1000, help="Each kind of fault.")] = 10,
+    only: Annotated[str, typer.Option(help="Kinds of faults, comma-separated; all unless told.")] = "",
+    nodes: Annotated[int, typer.Option(min=2, max=32, help="Ray nodes, a tritonserver each.")] = 4,
+    vfms: Annotated[int, typer.Option(min=4, max=512, help="On two physical FMs, two replicas each.")] = 64,
+    clients: Annotated[int, typer.Option(min=1, max=256, help="Of ours, by HTTP and gRPC by turns.")] = 6,
+    seconds: Seconds = 6.0,
+    seed: Seed = 0,
+    json_file: JsonFile = None,
+    repository: Repository = REPOSITORY,
+) -> None:
+    """A fleet of Ray nodes on this machine behind one door: are answers one machine's, and what does it survive?
+
+    First every vFM's answers are compared with those of one machine, over HTTP and gRPC, by Triton's clients and ours.
+    Then, under load, each kind of fault by turns; then vFMs are added, removed and moved; then the door's price by
+    perf_analyzer. Exits with 1 where a request is lost or answered otherwise. Ten times all faults take half an hour.
+
+    Examples:
+
+      fmplex bench fleet
+
+      fmplex bench fleet --times 2 --only node,door --vfms 16
+    """
+    from fmplex_tools.bench.fleet.bench import BenchPlan
+    from fmplex_tools.bench.fleet.bench import fleet as scenario
+    from fmplex_tools.bench.fleet.scenes import KINDS
+
+    kinds = tuple(only.split(",")) if only else KINDS
+    if unknown := sorted(set(kinds) - set(KINDS)):
+        raise InvalidInput(f"--only {unknown[0]!r}: kinds are {', '.join(KINDS)}")
+
+    def measure(progress: Progress, noted: dict[str, Any]) -> Outcome:
+        plan = BenchPlan(
+            source=repository,
+            fm=FM,
+            seed=seed,
+            nodes=nodes,
+            vfms=vfms,
+            spare=min(20, vfms // 3),
+            times=times,
+            kinds=kinds,
+            clients=clients,
+            seconds=seconds,
+        )
+        return scenario(plan, progress, noted)
+
+    conditions = {"nodes": nodes, "vfms": vfms, "times": times, "clients": clients, "seed": seed}
+    carry_out("fleet", measure, conditions, json_file, None)
