@@ -345,17 +345,27 @@ class Controller:
             Server(name, report.host, report.ports.http, report.ports.grpc, report.ports.health)
             for name, report in sorted(up.items())
         )
-        if (servers, self._next.leads) != (self._lead.servers, self._lead.on):
+        on = self._next.leads | self._fms_on(up)
+        if (servers, on) != (self._lead.servers, self._lead.on):
             for vfm, devices in self._lead.on.items():
                 self._led_before.setdefault(vfm, set()).update(devices)
             # By the clock, for being another than any that an earlier controller gave.
-            self._lead = Lead(time.time_ns(), servers, self._next.leads)
+            self._lead = Lead(time.time_ns(), servers, on)
         elif self._door_report is not None and self._door_report.led == self._lead.number:
             return
         try:
             self._cluster.door().lead(self._lead)
         except FMplexError as error:
             self._problems["door"] = str(error)
+
+    def _fms_on(self, up: Mapping[str, Report]) -> dict[str, tuple[str, ...]]:
+        """Physical FM → devices that have it: clients such as perf_analyzer ask for its configuration."""
+        found: dict[str, list[str]] = {}
+        vfms = self._must().contents.vfms
+        for name, report in sorted(up.items()):
+            for fm in sorted({vfms[vfm].fm for vfm in report.serving if vfm in vfms}):
+                found.setdefault(fm, []).append(name)
+        return {fm: tuple(devices) for fm, devices in found.items()}
 
     # ---- what it knows ----
 
