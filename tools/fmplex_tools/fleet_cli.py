@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -90,7 +92,8 @@ def status(
     """
     from fmplex_tools.fleet.show import shown
 
-    told = _controller(name, address).status()
+    with contextlib.redirect_stdout(sys.stderr):  # Ray tells there what it notices meanwhile
+        told = _controller(name, address).status()
     if as_json:
         print(json.dumps(told))
     else:

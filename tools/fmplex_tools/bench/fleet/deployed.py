@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 import time
@@ -118,7 +119,7 @@ class Deployed:
     def running(self) -> Iterator[None]:
         """While the block runs. Raises `FMplexError`."""
         own = cache_dir() / "fleets" / self.name
-        with self.nodes:
+        with self.nodes, contextlib.redirect_stdout(io.StringIO()):  # Ray tells there what is killed here
             connect(self.nodes.address)
             try:
                 self.controller = ControllerHandle.start(self.fleet(self.names))
