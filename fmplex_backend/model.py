@@ -16,7 +16,7 @@ from fmplex_backend.host.access import token_in
 from fmplex_backend.host.counts import Series
 from fmplex_backend.host.guard import Guard
 from fmplex_backend.host.host import FMHost
-from fmplex_backend.host.log import LOG_FORMAT, HostLog, event_of
+from fmplex_backend.host.log import INITIALIZED, LOG_FORMAT, HostLog, event_of
 from fmplex_backend.host.publishing import Publisher
 from fmplex_backend.host.requests import Ask, Reply
 from fmplex_backend.repository.config import FMSettings
@@ -61,6 +61,7 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(str(error)) from None
         self._publisher = Publisher(name, self._host.metrics, _metric_family, log)
         self._publisher.start()
+        print(INITIALIZED.format(name), file=sys.stderr, flush=True)
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
         """Take the requests and return at once; replies are sent later, from other threads.

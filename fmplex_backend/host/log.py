@@ -22,6 +22,8 @@ from fmplex_backend.host.counts import outcome_of
 REQUEST_EVENTS = ("denied", "expired", "failed", "invalid", "rejected", "slow")
 """What requests run into."""
 EVENTS = (*REQUEST_EVENTS, "cannot", "defect", "engine", "quarantined", "refused")
+INITIALIZED = "fmplex: the host of physical FM {} is initialized"
+"""What a host says on its standard error, past Triton's log: whoever serves has Triton say so next."""
 LOG_FORMAT = "FMPLEX_LOG_FORMAT"
 """Environment variable: ``json``, or text."""
 QUIET_SECONDS = 10.0

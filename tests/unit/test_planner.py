@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from fmplex_backend.errors import InvalidInput
+from fmplex_tools.bench.planner.fleets import GB, MB, random_fleet
 from fmplex_tools.cli import app
 from fmplex_tools.planner import exact, fast
 from fmplex_tools.planner.alternatives import without
@@ -25,7 +25,6 @@ from fmplex_tools.planner.problem import FULLEST, problem_of
 from fmplex_tools.planner.replan import changes, replan
 
 COST = {"alpha": 0.01, "beta": 1e-4, "gamma": 2e-4}
-GB, MB = 10**9, 10**6
 
 
 def fleet_of(**parts: Any) -> Fleet:
@@ -36,43 +35,6 @@ def fleet_of(**parts: Any) -> Fleet:
         "headroom": 0.0,
     }
     return Fleet.model_validate({**whole, **parts})
-
-
-def random_fleet(seed: int, *, devices: int = 6, kinds: int = 1, apart: bool = True) -> Fleet:
-    rng = random.Random(seed)
-    names = ["small", "large"][: rng.randint(1, 2)]
-    made = {
-        f"kind{k}": {"count": devices, "memory": rng.choice([1, 2, 3]) * GB, "price": rng.choice([1, 1, 3])}
-        for k in range(kinds)
-    }
-    fms = {
-        name: {
-            "memory": rng.randint(100, 600) * MB,
-            "slots": rng.choice([4, 16, 64]),
-            "cost": {
-                kind: {"alpha": rng.uniform(0.002, 0.03), "beta": rng.uniform(2e-5, 3e-4), "gamma": 1e-4}
-                for kind in made
-            },
-        }
-        for name in names
-    }
-    vfms = {
-        f"v{number}": {
-            "fm": rng.choice(names),
-            "count": rng.choice([1, 1, 3, 8]),
-            "memory": rng.choice([1, 20, 150]) * MB,
-            "adapter": rng.random() < 0.8,
-            "rate": rng.choice([0.1, 1, 4, 12]),
-            "burst": rng.choice([1, 1, 4]),
-            "lengths": {rng.choice([8, 16, 64]): 1, rng.choice([32, 128]): rng.random() + 0.1},
-            "p99_ms": rng.choice([250, 400, 1000]),
-            "replicas": rng.choice([1, 1, 1, 2]),
-        }
-        for number in range(rng.randint(2, 7))
-    }
-    single = [name for name, vfm in vfms.items() if vfm["count"] == 1]
-    groups = [rng.sample(single, 2)] if apart and len(single) > 1 and rng.random() < 0.5 else []
-    return Fleet.model_validate({"devices": made, "fms": fms, "vfms": vfms, "apart": groups})
 
 
 def check(fleet: Fleet, placement: Placement) -> None:

@@ -1,4 +1,4 @@
-"""``fmplex bench fleet``: a fleet of several nodes on this machine, killed, changed and measured."""
+"""``fmplex bench fleet | plan``: a fleet of several nodes on this machine, and the planner by itself."""
 
 from __future__ import annotations
 
@@ -60,3 +60,29 @@ def fleet(
 
     conditions = {"nodes": nodes, "vfms": vfms, "times": times, "clients": clients, "seed": seed}
     carry_out("fleet", measure, conditions, json_file, None)
+
+
+def plan(
+    vfms: Annotated[int, typer.Option(min=100, max=1_000_000, help="Of the large fleet.")] = 100_000,
+    devices: Annotated[int, typer.Option(min=1, max=100_000, help="Of the large fleet.")] = 1_000,
+    small: Annotated[int, typer.Option(min=1, max=1000, help="Random small fleets, solved exactly too.")] = 40,
+    seed: Seed = 0,
+    json_file: JsonFile = None,
+) -> None:
+    """How long planning takes, how near to the best it comes, and how true its estimates are; nothing is served.
+
+    A large fleet is read, planned and checked in the simulator, then planned again with 1 % of its vFMs exchanged;
+    small ones are compared with the exact optimum; estimated latencies with the real queue's in virtual time.
+
+    Examples:
+
+      fmplex bench plan
+
+      fmplex bench plan --vfms 5000 --devices 60 --small 10
+    """
+    from fmplex_tools.bench.planner.bench import PlannerPlan, planner
+
+    def measure(progress: Progress, noted: dict[str, Any]) -> Outcome:
+        return planner(PlannerPlan(vfms=vfms, devices=devices, small=small, seed=seed), progress, noted)
+
+    carry_out("plan", measure, {"vfms": vfms, "devices": devices, "small": small, "seed": seed}, json_file, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import subprocess
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
@@ -239,25 +239,38 @@ def debian_packages() -> list[dict[str, str]]:
     return found
 
 
-def _of_packages(label_of: Callable[[dict[str, str]], str | None], what: str) -> Examples:
-    """Descriptions with one label each; packages of one source are on one side."""
+def _of_packages(label_of: Callable[[dict[str, str]], str | None], what: str, least_sources: int = 1) -> Examples:
+    """Descriptions with one label each; packages of one source are on one side, labels of few sources left out."""
     labelled = [(fields, label) for fields in debian_packages() if (label := label_of(fields))]
     counts = Counter(label for _, label in labelled)
-    labelled = [(fields, label) for fields, label in labelled if counts[label] >= LEAST_PER_SECTION]
+    sources: dict[str, set[str]] = defaultdict(set)
+    for fields, label in labelled:
+        sources[label].add(_source_of(fields))
+    labelled = [
+        (fields, label)
+        for fields, label in labelled
+        if counts[label] >= LEAST_PER_SECTION and len(sources[label]) >= least_sources
+    ]
     order = sorted(range(len(labelled)), key=lambda place: hashlib.md5(labelled[place][0]["Package"].encode()).digest())
     chosen = [labelled[place] for place in order]
     return Examples(
         rows=tuple(datasets.clean(fields["text"]) for fields, _ in chosen),
         labels=tuple(label for _, label in chosen),
-        groups=tuple(fields.get("Source", fields["Package"]).split()[0] for fields, _ in chosen),
+        groups=tuple(_source_of(fields) for fields, _ in chosen),
         source=DEBIAN.cite(what),
         label_name=what,
     )
 
 
+def _source_of(fields: dict[str, str]) -> str:
+    return fields.get("Source", fields["Package"]).split()[0]
+
+
 def section() -> Examples:
     """Descriptions of packages: the section they are in."""
-    return _of_packages(lambda fields: fields.get("Section", "").rpartition("/")[2] or None, "section")
+    return _of_packages(
+        lambda fields: fields.get("Section", "").rpartition("/")[2] or None, "section", least_sources=10
+    )
 
 
 def debtag(facet: str) -> Examples:
@@ -338,7 +351,7 @@ def entries() -> Iterable[Entry]:
     known = {"role": 0.75, "use": 0.71, "field": 0.85, "admin": 0.79}
     for facet in (
         "role", "implemented-in", "interface", "use", "works-with", "field", "uitoolkit", "scope", "game", "network",
-        "admin", "devel", "works-with-format", "culture", "protocol",
+        "admin", "devel", "works-with-format",
     ):  # fmt: skip
         lora, fm = facet == "role", FM if facet in known else BGE
         how = options(lora=lora, pooling="mean" if fm == FM else "cls")

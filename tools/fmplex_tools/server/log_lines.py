@@ -24,6 +24,11 @@ def json_line(line: str) -> str:
     return json.dumps(made | {"message": _unquoted(found[3]) if found else line}, ensure_ascii=False)
 
 
+def is_information(line: str) -> bool:
+    """Whether it is a line of Triton's own, neither a warning nor an error."""
+    return (found := _TRITON.match(line)) is not None and found[1] == "I"
+
+
 def host_message(line: str) -> str | None:
     """What a host says in ``line``, in either format; None where it is not a host's."""
     if (told := _object(line)) is not None:

@@ -27,6 +27,8 @@ from fmplex_backend.host.access import TOKEN
 from fmplex_backend.host.engine_environment import WARM
 from fmplex_backend.host.log import LOG_FORMAT
 from fmplex_tools.server.install import TritonInstall, find_triton
+from fmplex_tools.server.log_lines import is_information
+from fmplex_tools.server.lost_hosts import LostHosts
 from fmplex_tools.server.secure import Secure
 
 _PR_SET_PDEATHSIG = 1
@@ -105,7 +107,7 @@ class ServerOptions:
             f"--exit-timeout-secs={self.drain_seconds}",
             "--log-error=true",
             f"--log-warning={str(level >= 1).lower()}",
-            f"--log-info={str(level >= 2).lower()}",
+            "--log-info=true",  # it says what is loaded; who asks for less is not shown it
             f"--log-verbose={int(level >= 3)}",
         ]
 
@@ -128,6 +130,7 @@ class TritonServer:
         self._tail: deque[str] = deque(maxlen=40)
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
+        self._hosts = LostHosts()
         self._segments: set[Path] = set()
         """Shared memory of its stubs, which nobody removes who was killed."""
 
@@ -174,15 +177,26 @@ class TritonServer:
     def _read(self) -> None:
         assert self._process is not None
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._tail.append(line.rstrip())
+        quiet = self.options.log_level in ("error", "warning")
+        for line in map(str.rstrip, self._process.stdout):
+            if self._hosts.hear(line) or (quiet and is_information(line)):
+                continue
+            self._tail.append(line)
             if self._on_line is not None:
-                self._on_line(line.rstrip())
+                self._on_line(line)
+
+    @property
+    def lost(self) -> str | None:
+        """What is wrong where Triton waits for ever for a host that it has lost, see `lost_hosts`."""
+        fm = self._hosts.first()
+        return None if fm is None else f"tritonserver has lost the host of physical FM {fm!r} while it loaded it"
 
     def check(self) -> None:
-        """Raise `EngineFailure` with the server's last words where it has ended."""
+        """Raise `EngineFailure` with the server's last words where it has ended, or waits for ever."""
         if self.exit_code is not None:
             raise EngineFailure(f"tritonserver ended with code {self.exit_code}:\n{self.tail}")
+        if self.lost is not None:
+            raise EngineFailure(self.lost)
 
     def wait_ready(self, timeout: float, stop: threading.Event | None = None) -> None:
         """Wait until HTTP says ready, or ``stop`` is set.

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from fmplex_backend.errors import FMplexError
+from fmplex_backend.errors import EngineFailure, FMplexError
 from fmplex_backend.repository.layout import physical_fms
 from fmplex_tools.server.process import TritonServer
 from fmplex_tools.server.watch import Trouble, trouble
@@ -18,6 +18,8 @@ LOOK_TIMEOUT = 5.0
 """For one physical FM."""
 PATIENCE = 3
 """Looks in a row that fail before the server counts as hung."""
+ATTEMPTS = 3
+"""Starts of a server that loses a host while it loads it."""
 GOOD_LIFE = 60.0
 """Seconds; one that ends sooner is followed by a pause before the next, twice as long each time…"""
 LONGEST_PAUSE = 60.0
@@ -43,8 +45,17 @@ class Supervisor:
 
     def start(self, stop: threading.Event) -> None:
         """Start the server; returns when it is ready, or ``stop`` is set. Raises `EngineFailure`."""
-        self.server.start()
-        self.server.wait_ready(self._timeout, stop)
+        for attempt in range(ATTEMPTS):
+            self.server.start()
+            try:
+                self.server.wait_ready(self._timeout, stop)
+                break
+            except EngineFailure:
+                if self.server.lost is None or attempt == ATTEMPTS - 1:
+                    raise
+                self._say(f"{self.server.lost}; starting another one")
+                self.server.kill()
+                self.server = self._make()
         self._ready_at = time.monotonic()
         self.server.note_segments()
         self._fms, self._looked_at = [], -1
@@ -77,6 +88,8 @@ class Supervisor:
             self.server.note_segments()
             if self.server.exit_code is not None:
                 what = f"tritonserver ended by itself with code {self.server.exit_code}"
+            elif self.server.lost is not None:
+                what = self.server.lost
             elif (found := self._trouble()) is None:
                 failures, self.wrong = 0, None
                 self._find_fms()

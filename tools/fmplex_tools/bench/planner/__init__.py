@@ -1,0 +1,1 @@
+"""The planner, measured: how long it takes, how near to the best it comes, how true its estimate is."""
