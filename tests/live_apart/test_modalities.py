@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import tritonclient.grpc as grpc
 from support.live import LiveServer, serve, wait_for
 from support.modal import Served, Task, answers_of, write_task
 from support.recipes import Recipe, write_vfm
+from support.served import run
 from support.small import QV, file_of, make_fracast, make_patchtst, make_vision, make_whisper, picture, series, sound
 from support.tiny import make_fm_repository, make_tiny_bert
 from tritonclient.utils import InferenceServerException
@@ -138,6 +140,16 @@ def numbers(answer: Any) -> np.ndarray[Any, Any]:
         assert answer.score == pytest.approx(answer.scores.max())
         return answer.scores
     return np.asarray(answer.logits if hasattr(answer, "logits") else answer.values)
+
+
+def test_each_is_asked_for_its_health_by_a_row_that_it_reads(live: LiveServer) -> None:
+    told = run("health", "--url", live.http, "--metrics", live.metrics, "--timeout", "60", "--json")
+    found = {line["fm"]: line for line in map(json.loads, told.stdout.splitlines())}
+    assert told.returncode == 0, told.stdout
+    assert {*TASKS} <= found.keys()
+    assert all(line["ok"] and line["vfm"] for line in found.values())
+    named = run("health", "image_lora", "sound_class", "series_gaps", "--url", live.http, "--timeout", "60")
+    assert named.returncode == 0, named.stdout
 
 
 def test_forecasts_tell_their_quantiles(live: LiveServer) -> None:

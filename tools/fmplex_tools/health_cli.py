@@ -31,7 +31,8 @@ def health(
 ) -> None:
     """Ask a vFM of every physical FM a real row: exit code 0 where all answer, otherwise 1 and the reason.
 
-    A line for each physical FM, or for each VFM that is named.
+    A line for each physical FM, or for each VFM that is named; one that reads series of several channels can only be
+    asked by its physical FM.
 
     Examples:
 

@@ -114,17 +114,21 @@ def entries() -> Iterable[Entry]:
     birds = partial(columns, "openintro/birds", "remarks", least_words=4)
     for label, probe in (("effect", 0.55), ("birds_struck", 0.81), ("species", 0.37), ("phase_of_flt", None)):
         yield entry(
-            f"bird_{label}", f"remark on a bird strike → {label.replace('_', ' ')}", partial(birds, label), probe
+            f"bird_{label}",
+            f"remark on a bird strike → {label.replace('_', ' ')}",
+            partial(birds, label),
+            probe,
+            trained if label == "species" else plain,
         )
     yield entry("course_subject", "title of a course → which of 51 subjects",
                 partial(columns, "openintro/ucla_f18", "course", "subject"), 0.71)  # fmt: skip
     yield entry("activity_section", "economic activity → section of NACE", activities, 0.93, quick=True)
     yield entry("passenger_sex", "name of a passenger → sex", partial(passengers, "Sex"), 0.89)
-    yield entry("passenger_class", "name of a passenger → class", partial(passengers, "PClass"), 0.64)
+    yield entry("passenger_class", "name of a passenger → class", partial(passengers, "PClass"), 0.64, trained)
     yield entry("airport_zone", "name of an airport → time zone",
                 partial(columns, "nycflights13/airports", "name", "tzone"), 0.48)  # fmt: skip
     yield entry("food_restaurant", "fast food → which restaurant",
-                partial(columns, "openintro/fastfood", "item", "restaurant"), 0.85)  # fmt: skip
+                partial(columns, "openintro/fastfood", "item", "restaurant"), 0.85, trained)  # fmt: skip
     yield entry("company_sector", "name of a company → sector",
                 partial(columns, "HSAUR/Forbes2000", "name", "category"), 0.34)  # fmt: skip
     how = TaskOptions(kind="regression", pooling=series.POOLING, encoder=SeriesSpec(channels=1))

@@ -353,7 +353,7 @@ def entries() -> Iterable[Entry]:
         "role", "implemented-in", "interface", "use", "works-with", "field", "uitoolkit", "scope", "game", "network",
         "admin", "devel", "works-with-format",
     ):  # fmt: skip
-        lora, fm = facet == "role", FM if facet in known else BGE
+        lora, fm = facet in ("role", "field"), FM if facet in known else BGE
         how = options(lora=lora, pooling="mean" if fm == FM else "cls")
         yield entry(f"package_{facet.replace('-', '_')}", f"package description → its tag of {facet}", DEBIAN,
                     partial(debtag, facet), known.get(facet), how, fm=fm)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Whether a server answers: a row of text all the way through the engine, for every physical FM.
+"""Whether a server answers: a row all the way through the engine, for every physical FM.
 
 The supervisor's looks (`fmplex_tools.server.watch`) leave the engine to the host, which watches it; here nobody is
 believed but an answer.
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from fmplex_backend.errors import FMplexError, Unavailable
 from fmplex_client import Client, FMplexClientError
 from fmplex_client.errors import InvalidRequest, ServerError, UnknownTask
@@ -20,6 +22,8 @@ from fmplex_client.retry import Deadline
 from fmplex_tools.server.watch import silences
 
 TEXT = "healthy?"
+STEPS, RATE = 32, 16_000
+"""Of the series and the sounds that are sent: steps, and samples a second."""
 TRIES = 3
 """vFMs of a physical FM that are asked before it counts as dead: one may fail by its own weights."""
 _AT_A_TIME = 16
@@ -69,10 +73,24 @@ def examine(client: Client, metrics: str, vfms: Sequence[str], timeout: float, *
         return [look.result() for look in looks]
 
 
-def _ask(client: Client, vfm: str, deadline: Deadline) -> str:
+def row_for(inputs: Sequence[str], channels: int = 1) -> Any:
+    """A small row that a task with these inputs reads, see `fmplex_client.rows`; a series of so many ``channels``."""
+    wave = np.sin(np.arange(RATE // 2, dtype=np.float32) / 7)
+    seen = np.full((32, 32, 3), 128, np.uint8) if {"image", "pixels"} & set(inputs) else None
+    if seen is not None:
+        return (seen, TEXT) if "text" in inputs else seen
+    if "audio" in inputs:
+        return wave, RATE
+    if "series" in inputs:
+        return np.tile(wave[:STEPS], (channels, 1))
+    return TEXT
+
+
+def _ask(client: Client, vfm: str, deadline: Deadline, channels: int = 1) -> str:
     """Raises `FMplexClientError`."""
-    pairs = [TEXT] if client.task(vfm, deadline.remaining()).takes_pairs else None
-    client.predict(vfm, [TEXT], text_pairs=pairs, timeout=deadline.remaining())
+    task = client.task(vfm, deadline.remaining())
+    pairs = [TEXT] if task.takes_pairs else None
+    client.predict(vfm, [row_for(task.inputs, channels)], text_pairs=pairs, timeout=deadline.remaining())
     return vfm
 
 
@@ -91,7 +109,7 @@ def _ask_any(client: Client, fm: str, silence: str | None, deadline: Deadline, t
     told = []
     for vfm in sorted(open_ones, key=_reluctance)[:TRIES]:
         try:
-            return _ask(client, vfm["name"], deadline)
+            return _ask(client, vfm["name"], deadline, vfm.get("channels") or 1)
         except (ServerError, UnknownTask, InvalidRequest) as error:
             told.append(str(error))
     raise Unavailable("; ".join(told))
