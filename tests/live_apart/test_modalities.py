@@ -143,10 +143,13 @@ def numbers(answer: Any) -> np.ndarray[Any, Any]:
 
 
 def test_each_is_asked_for_its_health_by_a_row_that_it_reads(live: LiveServer) -> None:
-    told = run("health", "--url", live.http, "--metrics", live.metrics, "--timeout", "60", "--json")
-    found = {line["fm"]: line for line in map(json.loads, told.stdout.splitlines())}
-    assert told.returncode == 0, told.stdout
-    assert {*TASKS} <= found.keys()
+    def examined() -> dict[str, Any] | None:
+        told = run("health", "--url", live.http, "--metrics", live.metrics, "--timeout", "60", "--json")
+        found = {line["fm"]: line for line in map(json.loads, told.stdout.splitlines())}
+        assert told.returncode == 0, told.stdout
+        return found if {*TASKS} <= found.keys() else None
+
+    found = wait_for(examined, "all physical FMs have told metrics")
     assert all(line["ok"] and line["vfm"] for line in found.values())
     named = run("health", "image_lora", "sound_class", "series_gaps", "--url", live.http, "--timeout", "60")
     assert named.returncode == 0, named.stdout
