@@ -82,6 +82,7 @@ def test_contents_are_what_the_repository_holds(small_repository: Path, tiny_bac
     (tmp_path / "other" / CONFIG_FILE).write_text(part.vfms["other"].config)
     shared = parameters_of(read_config(tmp_path / "other" / CONFIG_FILE))
     assert shared["weight"] == "2", "three replicas share a weight of 6"
+    assert contents.part({"other"}, {"other": 0}).vfms == {"other": contents.vfms["other"]}, "it has no place"
     assert 'string_value: "cuda:1"' in part.fms["tiny"].config
 
     with pytest.raises(NotFound, match="has no vFM 'ghost', which the fleet file names"):

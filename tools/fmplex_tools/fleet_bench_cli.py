@@ -15,7 +15,7 @@ from fmplex_tools.bench.fair.bench import Outcome
 def fleet(
     times: Annotated[int, typer.Option("--times", min=0, max=1000, help="Each kind of fault.")] = 10,
     only: Annotated[str, typer.Option(help="Kinds of faults, comma-separated; all unless told.")] = "",
-    nodes: Annotated[int, typer.Option(min=2, max=32, help="Ray nodes, a tritonserver each.")] = 4,
+    nodes: Annotated[int, typer.Option(min=3, max=32, help="Ray nodes, a tritonserver each.")] = 4,
     vfms: Annotated[int, typer.Option(min=4, max=512, help="On two physical FMs, two replicas each.")] = 64,
     clients: Annotated[int, typer.Option(min=1, max=256, help="Of ours, by HTTP and gRPC by turns.")] = 6,
     seconds: Seconds = 6.0,

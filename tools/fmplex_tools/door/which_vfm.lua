@@ -26,6 +26,9 @@ function envoy_on_request(handle)
   local headers = handle:headers()
   local path = headers:get(":path") or ""
   local name = path:match("^/v2/models/([^/?]+)")
+  if path == "/v2/models/stats" then -- of all models
+    name = nil
+  end
   if name == nil and path:sub(1, #SERVICE) == SERVICE then
     local method = path:sub(#SERVICE + 1)
     if method == "ModelStreamInfer" then

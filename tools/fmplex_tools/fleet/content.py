@@ -104,8 +104,8 @@ def read_contents(fleet: Fleet, repository: Path, store: str, tell: Callable[[st
 
 
 def _spread(vfm: VfmContent, replicas: int) -> VfmContent:
-    """With its part of the weight: all replicas together have what the vFM has."""
-    if replicas == 1:
+    """With its part of the weight: all replicas together have what the vFM has. One without a place has none."""
+    if replicas <= 1:
         return vfm
     weight = float(parameters_of(_parsed(vfm.config)).get("weight", "1"))
     return vfm.model_copy(update={"config": _with(vfm.config, weight=f"{weight / replicas:g}")})

@@ -65,8 +65,7 @@ def fleet(plan: BenchPlan, progress: Progress, noted: dict[str, Any]) -> Outcome
             with load.going_on(plan.clients, ("http", "grpc")):
                 noticed = go_through(deployed, load, plan.kinds, plan.times, plan.seed, tell)
                 figures += _changes(deployed, load, tell)
-            for kind, own in noticed.items():
-                figures += own.figures(kind, OURS)
+            figures += [figure for kind, own in noticed.items() if own.times for figure in own.figures(kind, OURS)]
             details["noticed"] = as_details(noticed)
             figures += _price(deployed, plan.seconds, tell)
         progress.remove_task(line)
