@@ -24,7 +24,7 @@ SERVERS = [Server(name, "127.0.0.1", 8000 + n, 8100 + n, 8200 + n) for n, name i
 
 def write(folder: Path, on: dict[str, list[str]]) -> None:
     write_clusters(folder, DOOR, SERVERS, on)
-    write_routes(folder, DOOR, SERVERS, on)
+    write_routes(folder, DOOR, SERVERS, on, dict.fromkeys(on, "3"))
 
 
 def read(folder: Path, name: str) -> Any:
@@ -44,7 +44,8 @@ def led_to(folder: Path) -> dict[str, dict[str, list[int]]]:
     }
     found: dict[str, dict[str, list[int]]] = {}
     for vfm, action in table.items():
-        grpc, http = action["action"]["typed_config"]["routes"]
+        *listed, grpc, http = action["action"]["typed_config"]["routes"]
+        assert bool(listed) == (vfm == "-")
         assert "grpc" in grpc["match"]
         if "direct_response" in http:
             found[vfm] = {"status": [http["direct_response"]["status"]]}
@@ -61,6 +62,10 @@ def test_each_vfm_is_led_to_its_servers(tmp_path: Path) -> None:
     assert found["two"] == found["too"] == {"grpc": [8100, 8102], "http": [8000, 8002]}
     assert found["gone"] == {"status": [503]}, "its server is not there"
     assert found["-"]["http"] == [8000, 8001, 8002], "what is for no vFM goes to any"
+    [routes] = read(tmp_path, ROUTES)["resources"]
+    table = routes["virtual_hosts"][0]["matcher"]["matcher_tree"]["exact_match_map"]["map"]
+    listed = json.loads(table["-"]["action"]["typed_config"]["routes"][0]["direct_response"]["body"]["inline_string"])
+    assert {"name": "one", "version": "3", "state": "READY"} in listed, "no server knows all that there is"
     names = [cluster["name"] for cluster in read(tmp_path, CLUSTERS)["resources"]]
     assert len(names) == len(set(names)) == 6, "vFMs on the same servers share their clusters"
 

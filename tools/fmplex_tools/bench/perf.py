@@ -90,6 +90,8 @@ class Load:
     concurrency: int
     batch: int = 1
     seconds: float = 6.0
+    headers: tuple[str, ...] = ()
+    """``name: value``, sent with every request."""
 
     def command(self, binary: Path, data: Path, figures: Path) -> list[str]:
         """perf_analyzer's arguments."""
@@ -99,7 +101,7 @@ class Load:
             "-b", str(self.batch), "--concurrency-range", str(self.concurrency),
             "--input-data", str(data),
             "--measurement-interval", str(window_ms), "--max-trials", str(WINDOWS), "--stability-percentage", "999",
-            "-f", str(figures), "--verbose-csv",
+            "-f", str(figures), "--verbose-csv", *(part for header in self.headers for part in ("-H", header)),
         ]  # fmt: skip
 
 

@@ -33,6 +33,8 @@ class Lead:
     servers: tuple[Server, ...] = ()
     on: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """vFM → names of servers; none where nobody serves it."""
+    index: Mapping[str, str] = field(default_factory=dict)
+    """Name → version of all that is there."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class DoorKeeper:
     def _apply(self, wanted: Lead) -> None:
         needed = write_clusters(self._folder, self._door, wanted.servers, wanted.on)
         self._wait_known(needed)
-        write_routes(self._folder, self._door, wanted.servers, wanted.on)
+        write_routes(self._folder, self._door, wanted.servers, wanted.on, wanted.index)
         with self._lock:
             self._led = wanted.number
 

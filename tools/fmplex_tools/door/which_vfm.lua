@@ -1,7 +1,8 @@
 -- Which vFM a request is for, as the header x-fmplex-vfm, by which routes are chosen.
 --
 -- HTTP has it in the path. A gRPC message has it in its first field: of unary calls, which are read whole before they
--- go on. Of a stream nothing is known before its first message, so its client says it: metadata fmplex-vfm.
+-- go on. Of a stream nothing is known before its first message, so its client says it: metadata fmplex-vfm. The same
+-- header says to whose servers a request goes that is for no model.
 
 local SERVICE = "/inference.GRPCInferenceService/"
 local LONGEST = 128
@@ -31,9 +32,7 @@ function envoy_on_request(handle)
   end
   if name == nil and path:sub(1, #SERVICE) == SERVICE then
     local method = path:sub(#SERVICE + 1)
-    if method == "ModelStreamInfer" then
-      name = headers:get("fmplex-vfm")
-    elseif method:sub(1, 5) == "Model" then
+    if method:sub(1, 5) == "Model" and method ~= "ModelStreamInfer" then
       local body = handle:body()
       if body ~= nil then
         name = first_field(body:getBytes(0, math.min(body:length(), LONGEST + 16)))
@@ -41,6 +40,8 @@ function envoy_on_request(handle)
     end
   end
   -- asked for anew: what was there before the body was waited for is out of scope
-  handle:headers():replace("x-fmplex-vfm", name or "-")
+  headers = handle:headers()
+  name = name or (headers:get("fmplex-vfm") or "-"):match("^%s*(.-)%s*$")
+  headers:replace("x-fmplex-vfm", name)
   handle:clearRouteCache()
 end

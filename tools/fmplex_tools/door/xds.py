@@ -92,13 +92,22 @@ def write_clusters(
     return frozenset(f"{kind}/{name}" for name in wanted for kind in ("http", "grpc"))
 
 
-def write_routes(folder: Path, door: Door, servers: Iterable[Server], on: Mapping[str, Sequence[str]]) -> None:
-    """The second, once Envoy knows the clusters. A vFM that is on none of ``servers`` is answered "later"."""
+def write_routes(
+    folder: Path,
+    door: Door,
+    servers: Iterable[Server],
+    on: Mapping[str, Sequence[str]],
+    index: Mapping[str, str] = {},
+) -> None:
+    """The second, once Envoy knows the clusters. A vFM that is on none of ``servers`` is answered "later".
+
+    ``index``: name → version of all there is, which no server knows by itself; for those who ask for it by HTTP.
+    """
     routes = {
         vfm: _set_name(names) if names else None
         for vfm, names in _sets({server.name: server for server in servers}, on).items()
     }
-    _put(folder / ROUTES, _response("config.route.v3.RouteConfiguration", [_routes(routes, door)]))
+    _put(folder / ROUTES, _response("config.route.v3.RouteConfiguration", [_routes(routes, door, index)]))
 
 
 def _sets(known: Mapping[str, Server], on: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
@@ -148,13 +157,17 @@ def _filter(name: str, kind: str, config: Json) -> Json:
     }
 
 
-def _routes(sets: Mapping[str, str | None], door: Door) -> Json:
+def _routes(sets: Mapping[str, str | None], door: Door, index: Mapping[str, str]) -> Json:
     """vFM → the name of the set of servers that it is on, as a table that is looked up."""
     table = {
         vfm: {"action": _later(vfm) if name is None else _by_protocol(vfm, name, door)}
         for vfm, name in sorted(sets.items())
     }
-    table["-"] = {"action": _by_protocol("-", "all", door)}
+    any_server = _by_protocol("-", "all", door)
+    body = json.dumps([{"name": name, "version": index[name], "state": "READY"} for name in sorted(index)])
+    listed = {"match": {"path": "/v2/repository/index"}, **_json_told(200, body)}
+    any_server["typed_config"]["routes"].insert(0, listed)
+    table["-"] = {"action": any_server}
     host = {
         "name": "fmplex",
         "domains": ["*"],
@@ -166,7 +179,12 @@ def _routes(sets: Mapping[str, str | None], door: Door) -> Json:
             "on_no_match": {"action": _told(404, NOT_FOUND, "no such vFM at this door")},
         },
     }
-    return {"@type": f"{_TYPES}config.route.v3.RouteConfiguration", "name": "fmplex", "virtual_hosts": [host]}
+    return {
+        "@type": f"{_TYPES}config.route.v3.RouteConfiguration",
+        "name": "fmplex",
+        "virtual_hosts": [host],
+        "max_direct_response_body_size_bytes": max(4096, len(body.encode())),
+    }
 
 
 def _by_protocol(vfm: str, servers: str, door: Door) -> Json:
@@ -182,9 +200,12 @@ def _told(status: int, code: int, message: str) -> Json:
     """An answer of the door's own, as Triton words its errors."""
     told = [{"header": {"key": "grpc-status", "value": str(code)}, "append_action": _OVER}]
     grpc = {"direct_response": {"status": status, "body": {"inline_string": message}}, "response_headers_to_add": told}
+    return _list(grpc, _json_told(status, json.dumps({"error": message})))
+
+
+def _json_told(status: int, body: str) -> Json:
     kind = [{"header": {"key": "content-type", "value": "application/json"}, "append_action": _OVER}]
-    body = {"inline_string": json.dumps({"error": message})}
-    return _list(grpc, {"direct_response": {"status": status, "body": body}, "response_headers_to_add": kind})
+    return {"direct_response": {"status": status, "body": {"inline_string": body}}, "response_headers_to_add": kind}
 
 
 def _list(grpc: Json, http: Json) -> Json:

@@ -346,11 +346,13 @@ class Controller:
             for name, report in sorted(up.items())
         )
         on = self._next.leads | self._fms_on(up)
-        if (servers, on) != (self._lead.servers, self._lead.on):
+        contents = self._must().contents
+        index = {name: contents.vfms[name].version if name in contents.vfms else "1" for name in on if on[name]}
+        if (servers, on, index) != (self._lead.servers, self._lead.on, self._lead.index):
             for vfm, devices in self._lead.on.items():
                 self._led_before.setdefault(vfm, set()).update(devices)
             # By the clock, for being another than any that an earlier controller gave.
-            self._lead = Lead(time.time_ns(), servers, on)
+            self._lead = Lead(time.time_ns(), servers, on, index)
         elif self._door_report is not None and self._door_report.led == self._lead.number:
             return
         try:

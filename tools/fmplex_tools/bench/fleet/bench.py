@@ -152,8 +152,12 @@ def _price(deployed: Deployed, seconds: float, tell: Tell) -> list[Figure]:
         for number in range(ROUNDS):
             for way, url in (("direct", direct[protocol]), ("door", deployed.door)):
                 tell(f"the door's price, {protocol}, {way}, round {number + 1}")
-                p50[way].append(measure(binary, Load(name, url, protocol, 1, seconds=seconds), TEXTS).p50_ms)
-                rows[way].append(measure(binary, Load(name, url, protocol, 8, seconds=seconds), TEXTS).rows_per_s)
+                # perf_analyzer asks for the statistics of all models, which only this vFM's server has.
+                one, many = (
+                    Load(name, url, protocol, n, seconds=seconds, headers=(f"fmplex-vfm: {name}",)) for n in (1, 8)
+                )
+                p50[way].append(measure(binary, one, TEXTS).p50_ms)
+                rows[way].append(measure(binary, many, TEXTS).rows_per_s)
         more = statistics.median(b - a for a, b in zip(p50["direct"], p50["door"], strict=True))
         part = f"the door, perf_analyzer, {protocol}"
         ratio = statistics.median(b / a for a, b in zip(rows["direct"], rows["door"], strict=True))
