@@ -67,7 +67,7 @@ def test_every_command_is_known() -> None:
         words = shlex.split(command)
         if words[0] != "fmplex":
             continue
-        group = words[1:3] if words[1] in ("task", "demo", "bench", "catalogue") else words[1:2]
+        group = words[1:3] if words[1] in ("task", "demo", "bench", "catalogue", "fleet") else words[1:2]
         run = fmplex(*group, "--help")
         assert run.returncode == 0, run.stderr
         for option in (word for word in words if word.startswith("--")):

@@ -7,6 +7,7 @@ again by Ray when their processes die.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -32,6 +33,8 @@ SOON = 10.0
 """Seconds for what an agent or the door does at once."""
 LONG = 120.0
 """Seconds for what takes a plan, or draining servers."""
+RESTART = 60.0
+"""Seconds for Ray to start a controller that has died."""
 _HEAD = "node:__internal_head__"
 """Ray's resource of the head node."""
 _FOR_EVER: dict[str, Any] = {"lifetime": "detached", "max_restarts": -1, "namespace": NAMESPACE, "num_cpus": 0}
@@ -179,6 +182,10 @@ class _DoorHandle:
         ray.kill(self._actor)
 
 
+class _Restarting(Unavailable):
+    """Its process has died."""
+
+
 def _asked(who: str, ask: Callable[[], _T]) -> _T:
     """What came of it; errors as ours. Raises `FMplexError`."""
     try:
@@ -188,7 +195,7 @@ def _asked(who: str, ask: Callable[[], _T]) -> _T:
             raise error.cause from None
         raise Unavailable(f"{who}: {error.cause or error}") from None
     except RayActorError as error:
-        raise Unavailable(f"{who} has died; Ray starts it again: {error}") from None
+        raise _Restarting(f"{who} has died; Ray starts it again: {error}") from None
     except GetTimeoutError:
         raise Unavailable(f"{who} does not answer") from None
     except (RayError, ValueError) as error:
@@ -269,5 +276,12 @@ class ControllerHandle:
         return cast("int", self._ask("pid", SOON))
 
     def _ask(self, method: str, timeout: float, *arguments: Any) -> Any:
-        call = getattr(self._actor, method)
-        return _asked(self._who, lambda: ray.get(call.remote(*arguments), timeout=timeout))
+        """Asked again while Ray starts it anew: all that can be asked may be asked twice."""
+        call, end = getattr(self._actor, method), time.monotonic() + RESTART
+        while True:
+            try:
+                return _asked(self._who, lambda: ray.get(call.remote(*arguments), timeout=timeout))
+            except _Restarting:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.5)

@@ -35,7 +35,8 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 LOOPBACK = "127.0.0.1"
 _SHARED_MEMORY = Path("/dev/shm")
-_STUB = "triton_python_backend_stub"
+_STUB = "triton_python_backend_stub"[:15]
+"""What the kernel keeps of its name, at least."""
 STACK_BYTES = 64 << 20
 """Of tritonserver's threads: they keep HTTP requests' bodies on their stacks; with 8 MiB a body of 4 MiB ends it."""
 
@@ -228,7 +229,7 @@ class TritonServer:
         """Look which shared memory its stubs have: when somebody has killed tritonserver, nobody can tell any more."""
         for process in self._tree():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                if process.name() in _STUB:  # the kernel keeps 15 letters of a name
+                if process.name().startswith(_STUB):
                     self._segments |= {
                         path for word in process.cmdline() if (path := _SHARED_MEMORY / Path(word).name).is_file()
                     }
