@@ -187,6 +187,11 @@ class TritonServer:
                 self._on_line(line)
 
     @property
+    def crashed(self) -> bool:
+        """Whether a signal has ended it."""
+        return self.exit_code is not None and self.exit_code < 0
+
+    @property
     def lost(self) -> str | None:
         """What is wrong where Triton waits for ever for a host that it has lost, see `lost_hosts`."""
         fm = self._hosts.first()

@@ -19,7 +19,7 @@ LOOK_TIMEOUT = 5.0
 PATIENCE = 3
 """Looks in a row that fail before the server counts as hung."""
 ATTEMPTS = 3
-"""Starts of a server that loses a host while it loads it."""
+"""Starts of a server that loses a host while it loads it, or crashes: as where the machine stalls meanwhile."""
 GOOD_LIFE = 60.0
 """Seconds; one that ends sooner is followed by a pause before the next, twice as long each time…"""
 LONGEST_PAUSE = 60.0
@@ -50,10 +50,10 @@ class Supervisor:
             try:
                 self.server.wait_ready(self._timeout, stop)
                 break
-            except EngineFailure:
-                if self.server.lost is None or attempt == ATTEMPTS - 1:
+            except EngineFailure as error:
+                if not (self.server.lost or self.server.crashed) or attempt == ATTEMPTS - 1:
                     raise
-                self._say(f"{self.server.lost}; starting another one")
+                self._say(f"{str(error).splitlines()[0].rstrip(':')}; starting another one")
                 self.server.kill()
                 self.server = self._make()
         self._ready_at = time.monotonic()
