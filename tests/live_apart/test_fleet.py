@@ -64,7 +64,9 @@ class Fleet:
         return " ".join((ran.stdout + ran.stderr).split())
 
     def status(self) -> dict[str, Any]:
-        told: dict[str, Any] = json.loads(self.call("status", "--fleet", NAME, "--json"))
+        ran = run("fleet", "status", "--fleet", NAME, "--json", "--address", self.address)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        told: dict[str, Any] = json.loads(ran.stdout)  # on standard error Ray may say what it notices
         return told
 
     def wait_settled(self, what: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 2. Routes are looked up by that header in a hash table, so that a hundred thousand vFMs cost what one does. Each counts
    for itself: ``vhost.fmplex.route.NAME.upstream_rq_*``.
 3. vFMs that are on the same servers share a pair of clusters, one to their HTTP and one to their gRPC ports.
-4. A server is asked for its health where its agent listens, which answers by real inferences.
+4. A server is asked for its health at its `fmplex serve`'s health port, which answers by real inferences.
 5. Files are replaced by renaming, the only thing that Envoy sees; clusters before the routes that lead to them.
 """
 
@@ -40,7 +40,7 @@ class Server:
     http: int
     grpc: int
     health: int
-    """Port where its agent tells its health; 0: Triton's own is asked."""
+    """Port where its `fmplex serve` tells its health; 0: Triton's own is asked."""
 
 
 @dataclass(frozen=True)

@@ -57,9 +57,6 @@ class _AgentActor:
     def down(self, claim: int) -> None:
         self._agent.down(claim)
 
-    def pid(self) -> int:
-        return os.getpid()
-
 
 class _DoorActor:
     def __init__(self, door: Door, fleet: str) -> None:
@@ -73,9 +70,6 @@ class _DoorActor:
 
     def down(self) -> None:
         self._keeper.close(down=True)
-
-    def pid(self) -> int:
-        return os.getpid()
 
 
 class _ControllerActor:
@@ -97,9 +91,6 @@ class _ControllerActor:
 
     def down(self) -> None:
         self._controller.down()
-
-    def pid(self) -> int:
-        return os.getpid()
 
 
 def _own_folder(fleet: str) -> Path:
@@ -270,10 +261,6 @@ class ControllerHandle:
         """End servers, door, agents and the controller itself."""
         self._ask("down", LONG)
         ray.kill(self._actor)
-
-    def pid(self) -> int:
-        """Of its process."""
-        return cast("int", self._ask("pid", SOON))
 
     def _ask(self, method: str, timeout: float, *arguments: Any) -> Any:
         """Asked again while Ray starts it anew: all that can be asked may be asked twice."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -22,7 +21,7 @@ from pathlib import Path
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-from fmplex_backend.errors import FMplexError, Unavailable
+from fmplex_backend.errors import FMplexError, InvalidInput, Unavailable
 from fmplex_backend.repository.config import CONFIG_FILE
 from fmplex_tools.console import err
 from fmplex_tools.fetching import fetch_backbones
@@ -30,7 +29,8 @@ from fmplex_tools.files import write_whole
 from fmplex_tools.fleet.artifacts import fetch
 from fmplex_tools.fleet.content import Contents, FMContent, VfmContent
 from fmplex_tools.fleet.kept import Kept
-from fmplex_tools.server.process import free_ports
+from fmplex_tools.server.health_port import PATH
+from fmplex_tools.server.process import answers, check_port_free, free_ports
 from fmplex_tools.serving import fetch_status
 
 STEP = 0.5
@@ -265,19 +265,27 @@ class Device:
         file = self._folder / "ports.json"
         with contextlib.suppress(FileNotFoundError, ValueError):
             noted = Ports.model_validate_json(file.read_text("utf-8"))
-            if self._server.find() is not None or all(_free(self._host, port) for _, port in noted):
+            if self._server.find() is not None or self._free(noted):
                 return noted
         names = tuple(Ports.model_fields)
         ports = Ports(**dict(zip(names, free_ports(len(names)), strict=True)))
         write_whole(file, ports.model_dump_json())
         return ports
 
+    def _free(self, ports: Ports) -> bool:
+        try:
+            for _, port in ports:
+                check_port_free(self._host, port)
+        except InvalidInput:
+            return False
+        return True
+
     def _look(self, wanted: Contents | None) -> Report:
         process, http = self._server.find(), f"{self._host}:{self._ports.http}"
         serving: set[str] = set()
         current: set[str] = set()
         problems = dict(self._problems)
-        up = process is not None and _get(f"http://{self._host}:{self._ports.health}/v2/health/ready")
+        up = process is not None and answers(f"http://{self._host}:{self._ports.health}{PATH}", _TIMEOUT)
         if process is None and wanted is not None and wanted.fms:
             problems["server"] = f"has ended: {self._server.last_words(400)}"
         if up:
@@ -347,21 +355,3 @@ def _ready_models(http: str) -> set[str]:
             return {model["name"] for model in json.load(answer)}
     except (urllib.error.URLError, OSError, ValueError):
         return set()
-
-
-def _get(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def _free(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True

@@ -214,7 +214,7 @@ class TritonServer:
             if stop is not None and stop.is_set():
                 return
             self.check()
-            if _answers(f"http://{self.options.http}/v2/health/ready"):
+            if answers(f"http://{self.options.http}/v2/health/ready"):
                 return
             time.sleep(0.05)
         raise EngineFailure(f"tritonserver is not ready after {timeout:.0f} s:\n{self.tail}")
@@ -276,9 +276,10 @@ class TritonServer:
         self.stop()
 
 
-def _answers(url: str) -> bool:
+def answers(url: str, timeout: float = 2.0) -> bool:
+    """Whether ``url`` is answered with 200 within ``timeout`` seconds."""
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
+        with urllib.request.urlopen(url, timeout=timeout) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
