@@ -45,8 +45,15 @@ class LiveTogether(LoadScopeScheduling):  # type: ignore[misc]
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LiveTogether:
-    """The scopes with most tests, the live ones first of all, are begun first."""
+    config.option.loadscopereorder = False  # see below
     return LiveTogether(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With pytest-xdist the long ones are begun first, so that no process is left alone with one at the end."""
+    if hasattr(config, "workerinput"):
+        order = ["live", "live_apart", "unit"]
+        items.sort(key=lambda item: order.index(item.path.parent.name))
 
 
 @pytest.fixture(scope="session")

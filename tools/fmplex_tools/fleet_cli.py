@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -92,8 +93,8 @@ def status(
     """
     from fmplex_tools.fleet.show import shown
 
-    with contextlib.redirect_stdout(sys.stderr):  # Ray tells there what it notices meanwhile
-        told = _controller(name, address).status()
+    with _connected(address):
+        told = _controller(name).status()
     if as_json:
         print(json.dumps(told))
     else:
@@ -116,9 +117,11 @@ def drain(
 
       fmplex fleet drain cpu-3 --undo
     """
-    controller = _controller(name, address)
-    controller.drain(node, undo)
-    _follow(controller, wait)
+    with _connected(address):
+        controller = _controller(name)
+        controller.drain(node, undo)
+        told = _follow(controller, wait)
+    _tell(told, wait)
 
 
 @app.command()
@@ -129,41 +132,53 @@ def down(name: Name = "fleet", address: Address = "auto") -> None:
 
       fmplex fleet down
     """
-    controller = _controller(name, address)
-    with err.status("stopping: servers answer what is in flight"):
-        controller.down()
+    with _connected(address), err.status("stopping: servers answer what is in flight"):
+        _controller(name).down()
     out.print(f"fleet {name!r} is down; its store keeps what it was")
 
 
-def _controller(name: str, address: str) -> ControllerHandle:
-    from fmplex_tools.fleet.actors import ControllerHandle, connect
+@contextlib.contextmanager
+def _connected(address: str) -> Iterator[None]:
+    """To the Ray cluster. What Ray prints of its own, until it is disconnected, goes to standard error."""
+    from fmplex_tools.fleet.actors import connect, disconnect
 
-    connect(address)
+    with contextlib.redirect_stdout(sys.stderr):
+        connect(address)
+        try:
+            yield
+        finally:
+            disconnect()
+
+
+def _controller(name: str) -> ControllerHandle:
+    from fmplex_tools.fleet.actors import ControllerHandle
+
     return ControllerHandle.find(name)
 
 
 def _apply(fleet: Fleet, address: str, wait: float, *, start: bool) -> None:
-    with err.status("connecting") as state:
-        from fmplex_tools.fleet.actors import ControllerHandle, connect, run_of
-        from fmplex_tools.fleet.content import read_contents
+    from fmplex_tools.fleet.actors import ControllerHandle, run_of
+    from fmplex_tools.fleet.content import read_contents
 
-        run = run_of(fleet)
-        connect(address)
-        controller = ControllerHandle.start(fleet) if start else ControllerHandle.find(run.name)
-        contents = read_contents(fleet, run.repository, run.store, lambda vfm: state.update(f"storing {vfm}"))
-        state.update("planning")
-        controller.apply(fleet, contents)
-    _follow(controller, wait)
+    run = run_of(fleet)
+    with _connected(address):
+        with err.status("connecting") as state:
+            controller = ControllerHandle.start(fleet) if start else ControllerHandle.find(run.name)
+            contents = read_contents(fleet, run.repository, run.store, lambda vfm: state.update(f"storing {vfm}"))
+            state.update("planning")
+            controller.apply(fleet, contents)
+        told = _follow(controller, wait)
+    _tell(told, wait)
 
 
-def _follow(controller: ControllerHandle, wait: float) -> None:
-    """Show how the fleet gets to what it is to be. Raises `Unavailable` where that takes too long."""
+def _follow(controller: ControllerHandle, wait: float) -> dict[str, Any]:
+    """Show how the fleet gets to what it is to be, for ``wait`` seconds at most; its last state."""
     from fmplex_tools.fleet.show import shown
 
     begun = time.monotonic()
     told = controller.status()
     try:
-        with Live(shown(told), console=out, transient=True, auto_refresh=False) as live:
+        with Live(shown(told), console=err, transient=True, auto_refresh=False) as live:
             while not _done(told, time.monotonic() - begun) and time.monotonic() - begun < wait:
                 time.sleep(_LOOK)
                 told = controller.status()
@@ -171,6 +186,13 @@ def _follow(controller: ControllerHandle, wait: float) -> None:
     except KeyboardInterrupt:
         err.print("not waited for any more; the fleet goes on by itself: `fmplex fleet status`")
         raise typer.Exit(130) from None
+    return told
+
+
+def _tell(told: dict[str, Any], wait: float) -> None:
+    """What came of it. Raises `Unavailable` where that took too long, `InvalidInput` where vFMs have no place."""
+    from fmplex_tools.fleet.show import shown
+
     out.print(shown(told))
     if not told["settled"] and wait:
         raise Unavailable(f"after {wait:.0f} s {_late(told)}; the fleet goes on trying: `fmplex fleet status`")
