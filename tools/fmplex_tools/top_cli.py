@@ -14,8 +14,8 @@ from rich.text import Text
 
 from fmplex_backend.errors import FMplexError, InvalidInput, NotFound
 from fmplex_tools.console import out
-from fmplex_tools.top.figures import FmFigures, fm_figures
-from fmplex_tools.top.scrape import FmScrape, scrape
+from fmplex_tools.top.figures import FmFigures, Follower
+from fmplex_tools.top.scrape import scrape
 from fmplex_tools.top.view import SORTS, screen
 
 WIDTH = 132
@@ -70,8 +70,7 @@ class _Watch:
 
     def __init__(self, url: str, fm: str | None) -> None:
         self._url, self._fm = url, fm
-        self._last: dict[str, FmScrape] = {}
-        self._figures: dict[str, FmFigures] = {}
+        self._follower = Follower()
 
     def look(self) -> list[FmFigures]:
         """Figures since the last look that saw newer values. Raises `FMplexError`."""
@@ -80,13 +79,7 @@ class _Watch:
             if self._fm not in found:
                 raise NotFound(f"no physical FM {self._fm!r} at {self._url}; there are {', '.join(sorted(found))}")
             found = {self._fm: found[self._fm]}
-        for name, now in found.items():
-            before = self._last.get(name)
-            if before is not None and now.at == before.at and name in self._figures:
-                continue  # the host has told nothing new: what was shown still holds
-            self._figures[name] = fm_figures(name, before, now)
-            self._last[name] = now
-        return [self._figures[name] for name in sorted(found)]
+        return self._follower.follow(found)
 
     def look_until_newer(self) -> list[FmFigures]:
         """Like `look`, but waits, at most `PATIENCE`, until every physical FM has told newer values."""

@@ -93,6 +93,24 @@ def fm_figures(fm: str, before: FmScrape | None, now: FmScrape) -> FmFigures:
     )
 
 
+class Follower:
+    """Figures of one server from look to look: those of an interval hold until its host tells newer values."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, FmScrape] = {}
+        self._figures: dict[str, FmFigures] = {}
+
+    def follow(self, found: Mapping[str, FmScrape]) -> list[FmFigures]:
+        """By name, of the physical FMs in ``found``; the same object as before where nothing newer was told."""
+        for name, now in found.items():
+            before = self._last.get(name)
+            if before is not None and now.at == before.at and name in self._figures:
+                continue
+            self._figures[name] = fm_figures(name, before, now)
+            self._last[name] = now
+        return [self._figures[name] for name in sorted(found)]
+
+
 def _vfm_figures(name: str, change: _Change) -> VfmFigures:
     now = change.now
     buckets = change.buckets("fmplex_request_seconds")
