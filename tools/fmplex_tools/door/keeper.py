@@ -17,6 +17,7 @@ from fmplex_backend.errors import FMplexError, NotFound
 from fmplex_tools.console import err
 from fmplex_tools.door.xds import Door, Server, write_bootstrap, write_clusters, write_routes
 from fmplex_tools.fleet.kept import Kept
+from fmplex_tools.monitoring.targets import Target, write_targets
 
 _STEP = 0.2
 """Seconds between two looks whether Envoy runs."""
@@ -35,6 +36,9 @@ class Lead:
     """vFM → names of servers; none where nobody serves it."""
     index: Mapping[str, str] = field(default_factory=dict)
     """Name → version of all that is there."""
+    fleet: str = ""
+    targets: tuple[Target, ...] = ()
+    """Servers whose metrics Prometheus is to read, up or not."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class DoorKeeper:
         self._thread.join()
         if down:
             self._envoy.stop(_STOP)
+            write_targets(self._folder, "", (), None)  # nobody is to be missed
 
     # ---- its thread ----
 
@@ -114,6 +119,7 @@ class DoorKeeper:
             self._wake.clear()
 
     def _apply(self, wanted: Lead) -> None:
+        write_targets(self._folder, wanted.fleet, wanted.targets, f"127.0.0.1:{self._door.admin}")
         needed = write_clusters(self._folder, self._door, wanted.servers, wanted.on)
         self._wait_known(needed)
         write_routes(self._folder, self._door, wanted.servers, wanted.on, wanted.index)

@@ -22,6 +22,7 @@ from fmplex_tools.fleet.claims import Claims, Desired
 from fmplex_tools.fleet.content import Contents
 from fmplex_tools.fleet.device import Report
 from fmplex_tools.fleet.reconcile import Next, Seen, reconcile
+from fmplex_tools.monitoring.targets import Target
 from fmplex_tools.planner.fleet_file import Fleet
 from fmplex_tools.planner.placement import PlanFile
 from fmplex_tools.planner.planning import plan as planned
@@ -348,17 +349,33 @@ class Controller:
         on = self._next.leads | self._fms_on(up)
         contents = self._must().contents
         index = {name: contents.vfms[name].version if name in contents.vfms else "1" for name in on if on[name]}
-        if (servers, on, index) != (self._lead.servers, self._lead.on, self._lead.index):
+        targets, before = self._targets(), self._lead
+        if (servers, on, index, targets) != (before.servers, before.on, before.index, before.targets):
             for vfm, devices in self._lead.on.items():
                 self._led_before.setdefault(vfm, set()).update(devices)
             # By the clock, for being another than any that an earlier controller gave.
-            self._lead = Lead(time.time_ns(), servers, on, index)
+            fleet = self._fleet.run.name if self._fleet.run else ""
+            self._lead = Lead(time.time_ns(), servers, on, index, fleet, targets)
         elif self._door_report is not None and self._door_report.led == self._lead.number:
             return
         try:
             self._cluster.door().lead(self._lead)
         except FMplexError as error:
             self._problems["door"] = str(error)
+
+    def _targets(self) -> tuple[Target, ...]:
+        """Whose metrics are to be read: all servers that should run, so that one that does not is noticed."""
+        names, drained = {node.id: node.name for node in self._nodes}, self._must().drained
+        found = []
+        for name in self._names():
+            one = self._devices.get(name, _Device())
+            if one.at is None or one.report is None or not (one.told or one.report.up):
+                continue
+            if name not in drained or self._alive(one):  # a node that was drained may be gone for good
+                report = one.report
+                node = names.get(one.at.node, report.host)
+                found.append(Target(name, node, f"{report.host}:{report.ports.metrics}"))
+        return tuple(found)
 
     def _fms_on(self, up: Mapping[str, Report]) -> dict[str, tuple[str, ...]]:
         """Physical FM → devices that have it: clients such as perf_analyzer ask for its configuration."""
