@@ -13,7 +13,10 @@ from fmplex_backend import __version__
 from fmplex_backend.errors import FMplexError
 from fmplex_tools.console import fail
 
-COMMANDS = ("serve", "check", "infer", "health", "top", "fetch", "task", "demo", "catalogue", "plan", "fleet", "bench")
+COMMANDS = (
+    *("serve", "check", "infer", "health", "top", "dashboard", "fetch", "task", "demo", "catalogue", "plan", "fleet"),
+    *("monitoring", "bench"),
+)
 """Each in its module ``NAME_cli``: a function of that name, or ``app`` with commands of its own."""
 
 

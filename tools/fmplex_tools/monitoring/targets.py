@@ -11,10 +11,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fmplex_backend.backbones.source import cache_dir
 from fmplex_tools.files import write_whole
 
 TARGETS = "targets.json"
 """The file's name, in the folder of the door."""
+
+
+def targets_file(fleet: str) -> Path:
+    """Where the door of ``fleet`` keeps it, on the node where it runs."""
+    return cache_dir() / "fleets" / fleet / "door" / TARGETS
 
 
 @dataclass(frozen=True)
