@@ -15,12 +15,14 @@ from rich.live import Live
 
 from fmplex_backend.errors import InvalidInput, Unavailable
 from fmplex_tools.console import err, out
+from fmplex_tools.fleet_kubernetes_cli import kubernetes
 from fmplex_tools.planner.fleet_file import Fleet, read_fleet
 
 if TYPE_CHECKING:
     from fmplex_tools.fleet.actors import ControllerHandle
 
 app = typer.Typer(no_args_is_help=True, help="Run a planned fleet on a Ray cluster, behind one door for all clients.")
+app.command()(kubernetes)
 
 FleetFile = Annotated[Path, typer.Argument(help="Fleet file with a section 'run'; `fmplex plan --example` prints one.")]
 Address = Annotated[str, typer.Option(help="Of the Ray cluster; auto: the one that runs on this machine.")]
