@@ -45,7 +45,9 @@ FLEET_PAGE = Dashboard(
                  stacked=True),
             _one("Rows by how they ended", f"fleet:fmplex_rows:rate1m{FLEET}", "{{outcome}}", "ops", stacked=True),
             _one("Rows that wait", f"fleet:fmplex_queue_rows:sum{FLEET}", "{{fleet}}"),
-            _one("Engines busy", f"fm:fmplex_engine_busy:ratio1m{FLEET}", BY_DEVICE, "percentunit"),
+            Panel("Engines busy", (
+                Query(f"fleet:fmplex_engine_busy:avg1m{FLEET}", "{{fleet}}, mean"),
+                Query(f"fm:fmplex_engine_busy:ratio1m{FLEET}", BY_DEVICE)), "percentunit"),
             _one("Most requests", f"topk(10, sum by (fleet, vfm) (vfm:fmplex_requests:rate1m{FLEET}))",
                  BY_VFM, "reqps"),
             _one("Slowest p99", f"topk(10, vfm:fmplex_request_seconds:p99_1m{FLEET})", BY_VFM, "s"),
