@@ -41,7 +41,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
 	@echo "installing into $(VENV); the first time this takes a few minutes"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tools,embedded,fleet,test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[tools,embedded,fleet,dashboard,test]'
 	@touch $@ $(VENV)/.installed
 
 # Removes what these verbs made here; the fetched packages in the user's cache stay.

@@ -1,0 +1,126 @@
+"""Charts of the last minutes: ECharts' options, and the series that change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nicegui import ui
+
+from fmplex_tools.dashboard.followed import Series
+from fmplex_tools.dashboard.history import SPAN
+
+_GREY = "#8b95a1"
+"""Readable on light and on dark."""
+_RULE = "rgba(139,149,161,.22)"
+PALETTE = ("#2B8CCB", "#E69F00", "#009E73", "#D55E00")
+"""Near Okabe and Ito's, readable on light and on dark; lines also differ in their dashes."""
+_DASHES = ("solid", "dashed", "dotted", [10, 3, 2, 3])
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One line of a chart."""
+
+    field: str
+    label: str
+    scale: float = 1.0
+
+
+class Chart:
+    """Lines over the last minutes. `update` moves them; only the points are sent then."""
+
+    def __init__(
+        self,
+        title: str,
+        lines: Sequence[Shown],
+        *,
+        limit: float | None = None,
+        top: float | None = None,
+        dots: bool = False,
+    ) -> None:
+        """``limit``: a line across, such as an objective; ``top``: the axis' end where it is known; ``dots``: points
+        are seen that have no neighbours, as of a vFM that is asked now and then."""
+        self._lines = lines
+        self._sent: list[list[list[float | None]]] | None = None
+        with ui.element("div"):
+            ui.label(title).classes("chart-title")
+            self._chart = ui.echart(_options(lines, limit, top, dots)).classes("chart")
+
+    def update(self, series: Series) -> None:
+        """See `fmplex_tools.dashboard.followed.Followed.history`."""
+        data = [_scaled(series.get(line.field, []), line.scale) for line in self._lines]
+        if data != self._sent:
+            self._sent = data
+            self._chart.run_chart_method("setOption", {"series": [{"data": points} for points in data]})
+
+
+def _scaled(points: Sequence[Sequence[float | None]], scale: float) -> list[list[float | None]]:
+    return [[at, None if value is None else round(value * scale, 3)] for at, value in points]
+
+
+def _options(lines: Sequence[Shown], limit: float | None, top: float | None, dots: bool) -> dict[str, Any]:
+    axis: Mapping[str, Any] = {
+        "axisLabel": {"color": _GREY, "fontSize": 11},
+        "splitLine": {"lineStyle": {"color": _RULE}},
+    }
+    ago = "(v) => v === 0 ? 'now' : (-v / 60) + ' min'"
+    return {
+        "animation": False,
+        "grid": {"left": 44, "right": 12, "top": 24 if len(lines) > 1 else 10, "bottom": 22},
+        "legend": {
+            "show": len(lines) > 1,
+            "top": 0,
+            "right": 8,
+            "itemHeight": 8,
+            "textStyle": {"color": _GREY, "fontSize": 11},
+        },
+        "tooltip": {"trigger": "axis", "confine": True, "transitionDuration": 0},
+        "xAxis": {
+            **axis,
+            "type": "value",
+            "min": -SPAN,
+            "max": 0,
+            "interval": 60,
+            "axisLabel": {"color": _GREY, "fontSize": 11, ":formatter": ago},
+            "axisPointer": {"label": {":formatter": "(p) => Math.round(-p.value) + ' s ago'"}},
+            "splitLine": {"show": False},
+            "axisLine": {"lineStyle": {"color": _RULE}},
+        },
+        "yAxis": {
+            **axis,
+            "type": "value",
+            "min": 0,
+            "max": top,
+            "interval": top and top / 4,
+            "splitNumber": 3,
+            "axisLine": {"show": False},
+            "axisTick": {"show": False},
+        },
+        "series": [_line(line, place, limit if place == 0 else None, dots) for place, line in enumerate(lines)],
+    }
+
+
+def _line(line: Shown, place: int, limit: float | None, dots: bool) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "name": line.label,
+        "type": "line",
+        "data": [],
+        "symbolSize": 2,
+        "showSymbol": dots,
+        "showAllSymbol": True,
+        "color": PALETTE[place],
+        "lineStyle": {"width": 1.6, "type": _DASHES[place]},
+        "areaStyle": {"opacity": 0.13} if place == 0 else None,
+        "emphasis": {"disabled": True},
+    }
+    if limit is not None:
+        made["markLine"] = {
+            "silent": True,
+            "symbol": "none",
+            "label": {"color": _GREY, "formatter": "objective", "position": "insideEndTop", "fontSize": 11},
+            "lineStyle": {"color": _GREY, "type": "dashed"},
+            "data": [{"yAxis": limit}],
+        }
+    return made
