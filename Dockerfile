@@ -1,4 +1,5 @@
-# FMplex on NVIDIA's Triton image, with the image's own tritonserver and Python 3.10.
+# FMplex on NVIDIA's Triton image, with the image's own tritonserver and Python 3.10. It is for one machine and, since
+# Ray and Envoy (300 MB) are in it too, for the nodes of a fleet: docs/fleet.md.
 # Another server version: docker build --build-arg TRITON_IMAGE=…
 ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:24.10-py3
 FROM ${TRITON_IMAGE}
@@ -8,7 +9,7 @@ WORKDIR /opt/fmplex
 COPY pyproject.toml LICENSE README.md ./
 RUN mkdir -p fmplex_backend tools/fmplex_tools clients/fmplex_client \
     && touch fmplex_backend/__init__.py tools/fmplex_tools/__init__.py clients/fmplex_client/__init__.py \
-    && pip install --no-cache-dir ".[tools]"
+    && pip install --no-cache-dir ".[tools,fleet]"
 
 COPY fmplex_backend fmplex_backend
 COPY tools tools
