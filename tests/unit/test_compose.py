@@ -14,6 +14,8 @@ import typer
 import yaml
 
 from fmplex_tools.health_cli import health
+from fmplex_tools.monitoring.writing import CONFIG, PROVISIONING
+from fmplex_tools.monitoring_cli import write_command
 from fmplex_tools.serve_cli import serve
 
 if sys.version_info >= (3, 11):
@@ -84,10 +86,42 @@ def test_service_is_what_triton_needs(compose: dict[str, Any]) -> None:
 
 
 def test_named_volumes_are_declared(compose: dict[str, Any]) -> None:
-    for volume in compose["services"]["fmplex"]["volumes"]:
-        source = volume.split(":")[0]
-        assert source.startswith("./") or source in compose["volumes"]
-        assert not source.startswith("./") or (ROOT / source).is_dir()
+    used = set()
+    for service in compose["services"].values():
+        for volume in service["volumes"]:
+            source = volume.split(":")[0]
+            assert source.startswith("./") or source in compose["volumes"]
+            assert not source.startswith("./") or (ROOT / source).is_dir()
+            used.add(source)
+    assert set(compose["volumes"]) <= used
+
+
+def test_plain_up_starts_the_server_alone(compose: dict[str, Any]) -> None:
+    profiles = {name: service.get("profiles") for name, service in compose["services"].items()}
+    assert profiles.pop("fmplex") is None
+    assert profiles == {name: ["monitoring"] for name in ("monitoring", "prometheus", "grafana")}
+
+
+def test_prometheus_and_grafana_find_what_is_written_for_them(compose: dict[str, Any], tmp_path: Path) -> None:
+    services = compose["services"]
+    [*command, folder] = services["monitoring"]["entrypoint"]
+    assert command == ["fmplex", "monitoring", "write"]
+    app = typer.Typer()
+    app.command()(write_command)
+    words = [str(tmp_path), *services["monitoring"]["command"]]
+    typer.main.get_command(app).main(words, standalone_mode=False)
+    config = yaml.safe_load((tmp_path / CONFIG).read_text())
+    [scraped] = config["scrape_configs"][0]["static_configs"]
+    assert scraped["targets"] == ["fmplex:8002"]
+    assert f"--config.file={folder}/{CONFIG}" in services["prometheus"]["command"]
+    assert services["grafana"]["environment"]["GF_PATHS_PROVISIONING"] == f"{folder}/{PROVISIONING}"
+    [source] = yaml.safe_load((tmp_path / PROVISIONING / "datasources/fmplex.yml").read_text())["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    for name in ("prometheus", "grafana"):
+        assert f"monitoring:{folder}:ro" in services[name]["volumes"]
+        assert all(port.startswith("127.0.0.1:") for port in services[name]["ports"]), "without TLS, for this machine"
+        assert services[name]["depends_on"] == {"monitoring": {"condition": "service_completed_successfully"}}
+    assert f"monitoring:{folder}" in services["monitoring"]["volumes"]
 
 
 def test_dockerfile_and_compose_agree(compose: dict[str, Any], dockerfile: list[tuple[str, str]]) -> None:
