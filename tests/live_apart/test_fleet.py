@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
-from support.live import PATIENCE, wait_for
+from support.fleets import TEXTS, Fleet, Load, values
+from support.live import wait_for
 from support.recipes import RECIPES, write_vfm
-from support.served import run, serving
+from support.served import serving
 
 from fmplex_backend.backbones.source import cache_dir
-from fmplex_client import Client, FMplexClientError, UnknownTask
-from fmplex_tools.files import write_whole
+from fmplex_client import Client, UnknownTask
 from fmplex_tools.fleet.artifacts import push
 from fmplex_tools.fleet.local import LocalNodes
 from fmplex_tools.planner.fleet_file import read_fleet
-from fmplex_tools.server.process import free_ports
 
 pytest.importorskip("ray", reason="needs the extra 'fleet'")
 pytestmark = pytest.mark.live
 
 NAME = "tested"
-TEXTS = ["a short one", "one that is somewhat longer than the other", "x"]
 VFMS = {"one": "lora_qv_4", "two": "lora_all_16", "three": "bare_two", "four": "dora_qv_8", "five": "lora_qv_4"}
 FLEET = """
 devices: {cpu: {count: 3, memory: 3 GB}}
@@ -42,89 +36,15 @@ run: {name: NAME, repository: REPOSITORY, store: STORE, lost_after: 8, door: {po
 """
 
 
-class Fleet:
-    """A fleet file, and the commands on it."""
-
-    def __init__(self, folder: Path, repository: Path) -> None:
-        self.folder, self.repository, self.store = folder, repository, folder / "store"
-        self.port, self.admin = free_ports(2)
-        self.file = folder / "fleet.yaml"
-        self.address = ""
-
-    def write(self, vfms: dict[str, str]) -> None:
-        lines = "\n".join(f"  {name}: {{fm: tiny, rate: 1, p99_ms: 900{more}}}" for name, more in vfms.items())
-        text = FLEET.replace("VFMS", lines).replace("NAME", NAME).replace("REPOSITORY", str(self.repository))
-        text = text.replace("STORE", str(self.store)).replace("PORT", str(self.port)).replace("ADMIN", str(self.admin))
-        write_whole(self.file, text)
-
-    def call(self, *arguments: str, good: bool = True) -> str:
-        """``fmplex fleet …``; what it printed."""
-        ran = run("fleet", *arguments, "--address", self.address)
-        assert (ran.returncode == 0) == good, ran.stdout + ran.stderr
-        return " ".join((ran.stdout + ran.stderr).split())
-
-    def status(self) -> dict[str, Any]:
-        ran = run("fleet", "status", "--fleet", NAME, "--json", "--address", self.address)
-        assert ran.returncode == 0, ran.stdout + ran.stderr
-        told: dict[str, Any] = json.loads(ran.stdout)  # on standard error Ray may say what it notices
-        return told
-
-    def wait_settled(self, what: str) -> dict[str, Any]:
-        end = time.monotonic() + PATIENCE
-        while not (told := self.status())["settled"]:
-            assert time.monotonic() < end, f"not within {PATIENCE} s: {what}: {told}"
-        return told
-
-
-class Load:
-    """Clients of ours that ask every vFM all the time and compare every answer."""
-
-    def __init__(self, url: str, expected: dict[str, Any]) -> None:
-        self._url, self._expected = url, expected
-        self.vfms = list(expected)
-        self.wrong: list[str] = []
-        self.answered = 0
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(protocol,)) for protocol in ("http", "grpc")]
-
-    def _ask(self, protocol: Any) -> None:
-        with Client(self._url, protocol, timeout=60) as client:
-            while not self._stop.is_set():
-                for vfm in list(self.vfms):
-                    try:
-                        found = values(client, vfm)
-                    except FMplexClientError as error:
-                        self.wrong.append(f"{protocol} {vfm}: {error}")
-                        continue
-                    if not np.allclose(found, self._expected[vfm], atol=1e-4):
-                        self.wrong.append(f"{protocol} {vfm}: answers otherwise")
-                    self.answered += 1
-
-    @contextmanager
-    def going_on(self) -> Iterator[None]:
-        for thread in self._threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            self._stop.set()
-            for thread in self._threads:
-                thread.join()
-
-
-def values(client: Client, vfm: str) -> Any:
-    return np.stack([answer.probabilities for answer in client.predict(vfm, TEXTS)])
-
-
 @pytest.fixture
 def fleet(tmp_path: Path, small_repository: Path, tiny_backbone: Path) -> Iterator[Fleet]:
     for port, (name, recipe) in enumerate(VFMS.items(), start=10):
         write_vfm(small_repository, name, port, RECIPES[recipe], tiny_backbone, fm="tiny", seed=port)
-    made = Fleet(tmp_path, small_repository)
-    shutil.rmtree(cache_dir() / "fleets" / NAME, ignore_errors=True)
+    made = Fleet(NAME, FLEET, tmp_path, small_repository)
+    made.forget()
     made.write({"one": ", replicas: 2", "two": ", replicas: 2", "three": "", "four": ""})
     yield made
-    shutil.rmtree(cache_dir() / "fleets" / NAME, ignore_errors=True)
+    made.forget()
 
 
 def answers_of_one_machine(repository: Path) -> dict[str, Any]:
@@ -155,10 +75,9 @@ def test_a_fleet_serves_whatever_dies(fleet: Fleet) -> None:
 def scenes(fleet: Fleet, nodes: LocalNodes, expected: dict[str, Any]) -> None:
     told = fleet.call("up", str(fleet.file), "--wait", "100")
     assert "open, leads to 4 vFMs" in told
-    door = f"127.0.0.1:{fleet.port}"
-    load = Load(door, {vfm: expected[vfm] for vfm in ("one", "two", "three", "four")})
+    load = Load(fleet.door, {vfm: expected[vfm] for vfm in ("one", "two", "three", "four")})
     for protocol in ("http", "grpc"):
-        with Client(door, protocol, timeout=5) as client, pytest.raises(UnknownTask, match="no such vFM"):
+        with Client(fleet.door, protocol, timeout=5) as client, pytest.raises(UnknownTask, match="no such vFM"):
             client.predict("five", TEXTS)
     with load.going_on():
         after(load, fleet, "the controller was killed", lambda: kill(nodes.workers("_ControllerActor")))
@@ -199,10 +118,10 @@ def new_versions(fleet: Fleet, load: Load, expected: dict[str, Any]) -> None:
     fleet.write({"one": ", replicas: 2", "two": "", "three": "", "five": ", replicas: 2"})
     load.vfms.remove("four")
     time.sleep(1.0)
-    load._expected["five"] = expected["five"]
+    load.expect("five", expected["five"])
     fleet.call("apply", str(fleet.file), "--wait", "100")
     load.vfms.append("five")
-    with Client(f"127.0.0.1:{fleet.port}", timeout=5) as client, pytest.raises(UnknownTask, match="no such vFM"):
+    with Client(fleet.door, timeout=5) as client, pytest.raises(UnknownTask, match="no such vFM"):
         client.predict("four", TEXTS)
 
     # Somebody has changed what the store holds of a version.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -10,14 +11,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fmplex_backend.errors import FMplexError, NotFound
 from fmplex_tools.console import err
+from fmplex_tools.door.waiting import Waiting
 from fmplex_tools.door.xds import Door, Server, write_bootstrap, write_clusters, write_routes
+from fmplex_tools.files import write_whole
 from fmplex_tools.fleet.kept import Kept
 from fmplex_tools.monitoring.targets import Target, write_targets
+from fmplex_tools.server.process import free_ports
 
 _STEP = 0.2
 """Seconds between two looks whether Envoy runs."""
@@ -50,6 +54,8 @@ class DoorReport:
     """Number of the `Lead` that it follows."""
     up: bool
     problem: str = ""
+    waiting: tuple[str, ...] = ()
+    """vFMs on no server that requests wait for."""
 
 
 def find_envoy() -> str:
@@ -63,11 +69,16 @@ def find_envoy() -> str:
 class DoorKeeper:
     """One Envoy. A thread of its own keeps it; `lead`, `report` and `close` may be called from others."""
 
-    def __init__(self, door: Door, folder: Path) -> None:
-        """``folder`` is its own; an Envoy that an earlier life of this started is taken up. Raises `NotFound`."""
-        self._door, self._folder = door, folder
+    def __init__(self, door: Door, folder: Path, longest_wait: float) -> None:
+        """``folder`` is its own; an Envoy that an earlier life of this started is taken up.
+
+        ``longest_wait``: seconds that a request waits for a vFM that is on no server. Raises `NotFound` without Envoy.
+        """
+        self._folder = folder
         self._binary = find_envoy()
         folder.mkdir(parents=True, exist_ok=True)
+        port, self._waiting = self._hold(longest_wait)
+        self._door = replace(door, waiting=port)
         self._envoy = Kept(folder, "envoy")
         self._wanted: Lead | None = None
         self._led, self._problem = 0, ""
@@ -85,7 +96,8 @@ class DoorKeeper:
         """How it is."""
         with self._lock:
             address = f"{self._door.host}:{self._door.port}"
-            return DoorReport(address, self._led, self._envoy.find() is not None, self._problem)
+            up = self._envoy.find() is not None
+            return DoorReport(address, self._led, up, self._problem, self._waiting.names())
 
     def close(self, *, down: bool) -> None:
         """Stop keeping it, and with ``down`` end it."""
@@ -95,6 +107,17 @@ class DoorKeeper:
         if down:
             self._envoy.stop(_STOP)
             write_targets(self._folder, "", (), None)  # nobody is to be missed
+        self._waiting.close()
+
+    def _hold(self, longest_wait: float) -> tuple[int, Waiting]:
+        """Where requests wait: at the port of an earlier life, which Envoy knows, or another if that is taken."""
+        file = self._folder / "waiting.port"
+        with contextlib.suppress(FileNotFoundError, ValueError, OSError):
+            port = int(file.read_text("ascii"))
+            return port, Waiting(port, longest_wait)
+        (port,) = free_ports(1)
+        write_whole(file, str(port))
+        return port, Waiting(port, longest_wait)
 
     # ---- its thread ----
 
@@ -123,6 +146,7 @@ class DoorKeeper:
         needed = write_clusters(self._folder, self._door, wanted.servers, wanted.on)
         self._wait_known(needed)
         write_routes(self._folder, self._door, wanted.servers, wanted.on, wanted.index)
+        self._waiting.serve(wanted.on)
         with self._lock:
             self._led = wanted.number
 

@@ -5,7 +5,8 @@
    for itself: ``vhost.fmplex.route.NAME.upstream_rq_*``.
 3. vFMs that are on the same servers share a pair of clusters, one to their HTTP and one to their gRPC ports.
 4. A server is asked for its health at its `fmplex serve`'s health port, which answers by real inferences.
-5. Files are replaced by renaming, the only thing that Envoy sees; clusters before the routes that lead to them.
+5. What is for a vFM that is on no server at the moment waits (`fmplex_tools.door.waiting`).
+6. Files are replaced by renaming, the only thing that Envoy sees; clusters before the routes that lead to them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ _TYPES = "type.googleapis.com/envoy."
 _OVER = "OVERWRITE_IF_EXISTS_OR_ADD"
 NOT_FOUND, UNAVAILABLE = 5, 14
 """gRPC's codes."""
+_WAITING = "waiting"
+"""Name of the cluster."""
 MOST_BODY = 64 << 20
 """Bytes of a request that the door holds: gRPC's unary calls are read whole, and what may be sent again is kept."""
 
@@ -52,6 +55,8 @@ class Door:
     admin: int
     certificate: Path | None = None
     key: Path | None = None
+    waiting: int = 0
+    """Loopback port of `fmplex_tools.door.waiting`; 0: a vFM that is on no server is answered "later"."""
     retries: int = 2
     retry_budget: float = 20.0
     """Requests that are sent again, in percent of those under way."""
@@ -88,8 +93,11 @@ def write_clusters(
         for name, names in sorted({**before, **wanted}.items())
         for kind in ("http", "grpc")
     ]
+    if door.waiting:
+        clusters.append(_waiting_cluster(door))
     _put(folder / CLUSTERS, _response("config.cluster.v3.Cluster", clusters, {"sets": dict(sorted(wanted.items()))}))
-    return frozenset(f"{kind}/{name}" for name in wanted for kind in ("http", "grpc"))
+    own = {_WAITING} if door.waiting else set()
+    return frozenset({f"{kind}/{name}" for name in wanted for kind in ("http", "grpc")} | own)
 
 
 def write_routes(
@@ -160,7 +168,7 @@ def _filter(name: str, kind: str, config: Json) -> Json:
 def _routes(sets: Mapping[str, str | None], door: Door, index: Mapping[str, str]) -> Json:
     """vFM → the name of the set of servers that it is on, as a table that is looked up."""
     table = {
-        vfm: {"action": _later(vfm) if name is None else _by_protocol(vfm, name, door)}
+        vfm: {"action": _by_protocol(vfm, name, door) if name is not None else _nowhere(vfm, door)}
         for vfm, name in sorted(sets.items())
     }
     any_server = _by_protocol("-", "all", door)
@@ -192,7 +200,10 @@ def _by_protocol(vfm: str, servers: str, door: Door) -> Json:
     return _list(_route(vfm, f"grpc/{servers}", door), _route(vfm, f"http/{servers}", door))
 
 
-def _later(vfm: str) -> Json:
+def _nowhere(vfm: str, door: Door) -> Json:
+    """Of a vFM that is wanted and on no server: wait, where the door can."""
+    if door.waiting:
+        return _list(_waits(vfm), _waits(vfm))
     return _told(503, UNAVAILABLE, f"vFM {vfm!r} is on no server at the moment; retry in 1 s")
 
 
@@ -236,6 +247,45 @@ def _route(vfm: str, cluster: str, door: Door) -> Json:
                 "host_selection_retry_max_attempts": 3,
             },
         },
+    }
+
+
+def _waits(vfm: str) -> Json:
+    """Until it is told to look again where the vFM is."""
+    return {
+        "stat_prefix": vfm,
+        "route": {
+            "cluster": _WAITING,
+            "timeout": "0s",
+            "max_stream_duration": {"grpc_timeout_header_max": "0s"},
+            "internal_redirect_policy": {
+                "max_internal_redirects": 20,
+                "redirect_response_codes": [307],
+                "allow_cross_scheme_redirect": True,
+            },
+            # Who holds it may be started anew meanwhile.
+            "retry_policy": {
+                "retry_on": "connect-failure,reset",
+                "num_retries": 30,
+                "retry_back_off": {"base_interval": "0.2s", "max_interval": "1s"},
+            },
+        },
+    }
+
+
+def _waiting_cluster(door: Door) -> Json:
+    limits = {"max_connections": 4096, "max_pending_requests": 4096, "max_requests": 4096, "max_retries": 4096}
+    return {
+        "@type": f"{_TYPES}config.cluster.v3.Cluster",
+        "name": _WAITING,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "per_connection_buffer_limit_bytes": MOST_BODY,
+        "load_assignment": {
+            "cluster_name": _WAITING,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address("127.0.0.1", door.waiting)}}]}],
+        },
+        "circuit_breakers": {"thresholds": [limits]},
     }
 
 

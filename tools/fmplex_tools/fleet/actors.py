@@ -6,13 +6,15 @@ again by Ray when their processes die.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -21,7 +23,7 @@ from fmplex_backend.errors import FMplexError, NotFound, Unavailable
 from fmplex_tools.door.keeper import DoorKeeper, DoorReport, Lead
 from fmplex_tools.door.xds import Door
 from fmplex_tools.fleet.agent import Agent, Order
-from fmplex_tools.fleet.bind import Node, offers_of
+from fmplex_tools.fleet.bind import RESOURCE, Node, offers_of
 from fmplex_tools.fleet.claims import Claims
 from fmplex_tools.fleet.content import Contents
 from fmplex_tools.fleet.controller import Controller
@@ -59,8 +61,8 @@ class _AgentActor:
 
 
 class _DoorActor:
-    def __init__(self, door: Door, fleet: str) -> None:
-        self._keeper = DoorKeeper(door, _own_folder(fleet) / "door")
+    def __init__(self, door: Door, fleet: str, longest_wait: float) -> None:
+        self._keeper = DoorKeeper(door, _own_folder(fleet) / "door", longest_wait)
 
     def lead(self, lead: Lead) -> None:
         self._keeper.lead(lead)
@@ -117,15 +119,29 @@ class _RayCluster:
         return sorted(found, key=lambda node: (node.name, node.id))
 
     def agent(self, node: Node) -> _AgentHandle:
+        # What holds a bit of a node's devices keeps Ray's autoscaler from taking the node away.
+        held = {f"{RESOURCE}{kind}": 0.001 for kind in node.offers} if self._run.autoscale else {}
         actor = ray.remote(_AgentActor).options(
-            name=f"{self._run.name}/agent/{node.id}",
+            name=self._agent_name(node),
             get_if_exists=True,
+            resources=held,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
             max_concurrency=4,
             **_FOR_EVER,
         )
         made = _asked(f"agent on {node.name}", lambda: actor.remote(node.address, self._run.name, self._run.store))
         return _AgentHandle(node.name, made)
+
+    def need(self, devices: Mapping[str, int]) -> None:
+        bundles = [{f"{RESOURCE}{kind}": 1} for kind, count in devices.items() for _ in range(count)]
+        _asked("autoscaler", lambda: request_resources(bundles=bundles))
+
+    def release(self, node: Node) -> None:
+        with contextlib.suppress(ValueError):  # there is none any more
+            ray.kill(ray.get_actor(self._agent_name(node), namespace=NAMESPACE))
+
+    def _agent_name(self, node: Node) -> str:
+        return f"{self._run.name}/agent/{node.id}"
 
     def door(self) -> _DoorHandle:
         spec = self._run.door
@@ -137,7 +153,7 @@ class _RayCluster:
             max_concurrency=4,
             **_FOR_EVER,
         )
-        return _DoorHandle(_asked("door", lambda: actor.remote(door, self._run.name)))
+        return _DoorHandle(_asked("door", lambda: actor.remote(door, self._run.name, self._run.first_wait)))
 
 
 class _AgentHandle:

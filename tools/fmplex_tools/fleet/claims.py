@@ -30,6 +30,10 @@ class Desired(BaseModel):
     """Devices that are to be left empty."""
     bound: dict[str, Bound] = {}
     """Device → where it was last."""
+    replicas: dict[str, int] = {}
+    """vFM → replicas that its load asks for, where they are more than its least."""
+    asleep: list[str] = []
+    """Physical FMs that nobody calls."""
 
 
 class Claims:

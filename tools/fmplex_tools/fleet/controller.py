@@ -7,69 +7,34 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from fmplex_backend.errors import FMplexError, InvalidInput, NotFound, Refused
 from fmplex_tools.console import err
-from fmplex_tools.door.keeper import DoorReport, Lead
 from fmplex_tools.door.xds import Server
 from fmplex_tools.fleet.agent import Order
 from fmplex_tools.fleet.bind import Bound, Node, bind, unused
 from fmplex_tools.fleet.claims import Claims, Desired
 from fmplex_tools.fleet.content import Contents
 from fmplex_tools.fleet.device import Report
+from fmplex_tools.fleet.elastic import Elastic, Load, Wish, fitted, scaled
+from fmplex_tools.fleet.handles import Cluster, DoorHandle
+from fmplex_tools.fleet.leading import Leading
+from fmplex_tools.fleet.placing import by_vfm, kind_of, plan_on, sufficient
 from fmplex_tools.fleet.reconcile import Next, Seen, reconcile
-from fmplex_tools.monitoring.targets import Target
 from fmplex_tools.planner.fleet_file import Fleet
 from fmplex_tools.planner.placement import PlanFile
-from fmplex_tools.planner.planning import plan as planned
 
 STEP = 0.3
 """Seconds between two rounds."""
+_ASK_AGAIN = 5.0
+"""Seconds after which nodes are asked for once more: Ray itself may have begun anew."""
 _TRUE_MEMORY = 0.95
 """Of the memory that the fleet file says, which a device must have at least."""
-
-
-class AgentHandle(Protocol):
-    """A node's agent, wherever it runs. Calls raise `Unavailable` where it does not answer."""
-
-    def order(self, claim: int, number: int, orders: dict[str, Order]) -> None:
-        """See `fmplex_tools.fleet.agent.Agent`."""
-
-    def reports(self, known: dict[str, int]) -> tuple[int, dict[str, tuple[int, Report | None]]]:
-        """Likewise."""
-
-    def down(self, claim: int) -> None:
-        """Likewise."""
-
-
-class DoorHandle(Protocol):
-    """The door, wherever it runs."""
-
-    def lead(self, lead: Lead) -> None:
-        """See `fmplex_tools.door.keeper.DoorKeeper`."""
-
-    def report(self) -> DoorReport:
-        """Likewise."""
-
-    def down(self) -> None:
-        """End it."""
-
-
-class Cluster(Protocol):
-    """The machines."""
-
-    def nodes(self) -> list[Node]:
-        """Those that are alive."""
-
-    def agent(self, node: Node) -> AgentHandle:
-        """The agent of ``node``; started where there is none."""
-
-    def door(self) -> DoorHandle:
-        """The door; started where there is none."""
 
 
 @dataclass
@@ -99,20 +64,18 @@ class Controller:
         self._fleet = fleet if self._desired is None else Fleet.model_validate_json(self._desired.fleet)
         self._devices: dict[str, _Device] = {}
         self._nodes: list[Node] = []
-        self._door_report: DoorReport | None = None
-        self._lead = Lead(0)
-        self._led_before: dict[str, set[str]] = {}
-        """Where the door may lead still, while it does not say that it follows the last `Lead`."""
-        self._last_led: dict[tuple[str, str], float] = {}
-        """(vFM, device) → when the door led there last, by `time.monotonic`."""
-        self._follows_since: float | None = None
-        """When the door began to follow this controller."""
+        self._leading = Leading()
         self._begun = time.monotonic()
         self._next = Next({}, {}, frozenset())
+        self._elastic = Elastic(self._fleet, self._begun)
         self._ordered: dict[str, tuple[int, dict[str, Order]]] = {}
         """Node → number of the last order, and the order."""
         self._acted = 0
         """Number of the `Desired` that all were told about last."""
+        self._need: Counter[str] = Counter()
+        """Kind → devices that are needed, where Ray's autoscaler is asked for them."""
+        self._asked_for = 0.0
+        """When it was, by `time.monotonic`."""
         self._planned_on: list[str] | None = None
         """Devices that the plan is for; None: it is not known."""
         self._problems: dict[str, str] = {}
@@ -137,9 +100,11 @@ class Controller:
                 plan=old.plan if old else PlanFile(devices={}),
                 drained=old.drained if old else [],
                 bound=(old.bound if old else {}) | bound,
+                replicas=old.replicas if old else {},
+                asleep=old.asleep if old else [],
             )
             self._replan(new, fleet, bound)
-            self._fleet = fleet
+            self._fleet, self._elastic = fleet, Elastic(fleet, time.monotonic())
             return self._must().plan.missing
 
     def drain(self, name: str, undo: bool = False) -> list[str]:
@@ -171,6 +136,7 @@ class Controller:
                 devices[name] = {
                     "node": names.get(one.at.node) if one.at is not None else None,
                     "lost_for": None if self._alive(one) else (now - one.seen if one.seen else None),
+                    "released": bool(one.at) and self._released([name]),
                     "drained": desired is not None and name in desired.drained,
                     "planned": sorted(vfm for vfms in plan.get(name, {}).values() for vfm in vfms),
                     "holds": sorted(one.told),
@@ -187,7 +153,9 @@ class Controller:
                 "moving": sorted(self._next.moving),
                 "outdated": sorted(self._outdated()),
                 "missing": desired.plan.missing if desired else [],
-                "door": vars(self._door_report) if self._door_report else None,
+                "asleep": desired.asleep if desired else [],
+                "sleeping": sorted(self._sleeping()),
+                "door": vars(self._leading.report) if self._leading.report else None,
                 "settled": self._settled(),
             }
 
@@ -229,7 +197,9 @@ class Controller:
             self._save(self._desired.model_copy(update={"bound": self._desired.bound | bound}))
         self._hear(bound)
         self._plan_anew(bound)
+        self._follow_load(bound)
         self._act(bound)
+        self._scale(bound)
 
     def _hear(self, bound: Mapping[str, Bound]) -> None:
         """What the agents report."""
@@ -239,7 +209,7 @@ class Controller:
                 self._devices[name] = _Device(at=at)
         for node in self._nodes:
             own = [name for name, at in bound.items() if at.node == node.id]
-            if not own:
+            if not own or self._released(own):
                 continue
             try:
                 number, heard = self._cluster.agent(node).reports({name: self._devices[name].number for name in own})
@@ -260,18 +230,42 @@ class Controller:
         if self._usable(self._fleet, bound, desired) != self._planned_on:
             self._replan(desired, self._fleet, bound)
 
+    def _follow_load(self, bound: Mapping[str, Bound]) -> None:
+        """Where more or fewer replicas are needed than there are, or FMs fall asleep or wake."""
+        if self._elastic.idle:
+            return
+        desired, loads = self._must(), dict[str, Load]()
+        for one in self._devices.values():
+            if one.report is not None and self._alive(one):
+                for vfm, load in one.report.loads.items():
+                    loads[vfm] = load + loads[vfm] if vfm in loads else load
+        waiting = self._leading.report.waiting if self._leading.report is not None else ()
+        wish = self._elastic.step(_wish(desired), loads, waiting, time.monotonic(), self._next.moving)
+        if wish != _wish(desired):
+            new = desired.model_copy(update={"replicas": dict(wish.replicas), "asleep": sorted(wish.asleep)})
+            self._replan(new, self._fleet, bound)
+        planned = by_vfm(self._must().plan)
+        for vfm, count in wish.replicas.items():
+            if (room := len(planned.get(vfm, ()))) < count:
+                self._problems[vfm] = f"what comes in asks for {count} replicas; there is room for {room}"
+
     def _replan(self, desired: Desired, fleet: Fleet, bound: Mapping[str, Bound]) -> None:
         """Save ``desired`` with a plan that changes as little as can be. Raises `InvalidInput`."""
         usable = self._usable(fleet, bound, desired)
-        made = plan_on(fleet, usable, desired.plan)
-        self._planned_on = usable
+        self._planned_on, wish = usable, _wish(desired)
+        if fleet.run is not None and fleet.run.autoscale:
+            usable = sufficient(scaled(fleet, wish), usable, desired.plan)
+            # What more there would be with all the devices that the file allows.
+            wanted, _ = fitted(fleet, wish, lambda one: plan_on(one, self._all(fleet), desired.plan))
+            self._need = Counter(map(kind_of, wanted.devices))
+        made, _ = fitted(fleet, wish, lambda one: plan_on(one, usable, desired.plan))
         if desired != self._desired or made != desired.plan:
             self._save(desired.model_copy(update={"plan": made}))
 
     def _act(self, bound: Mapping[str, Bound]) -> None:
         """Tell the door and the agents what is to be."""
         desired, now = self._must(), time.monotonic()
-        planned = _by_vfm(desired.plan)
+        planned = by_vfm(desired.plan)
         # A device whose node is lost may serve all the same: the door, which asks it for its health, leads there until
         # what was on it serves elsewhere.
         up = {name: one.report for name, one in self._devices.items() if one.report is not None and one.report.up}
@@ -283,8 +277,10 @@ class Controller:
             },
             serving={name: report.serving for name, report in up.items()},
         )
-        self._follow(now)
-        self._next = reconcile(planned, seen, lambda vfm, device: self._unled(vfm, device, now))
+        self._ask_door(lambda door: self._leading.follow(door, now))
+        made = reconcile(planned, seen, lambda vfm, device: self._leading.unled(vfm, device, now))
+        # What sleeps is led to nowhere, so that the door says who waits for it.
+        self._next = replace(made, leads=made.leads | dict.fromkeys(self._sleeping(), ()))
         self._lead_to(up)
         replicas = {vfm: len(devices) for vfm, devices in planned.items()}
         for node in self._nodes:
@@ -292,6 +288,30 @@ class Controller:
             if own and all(now - self._devices[name].seen < STEP * 10 for name in own):
                 self._order(node, own, replicas)
         self._acted = desired.number
+
+    def _scale(self, bound: Mapping[str, Bound]) -> None:
+        """Ask for the nodes that are needed, and let those go on which nothing is any more."""
+        if self._fleet.run is None or not self._fleet.run.autoscale:
+            return
+        now = time.monotonic()
+        if now - self._asked_for > _ASK_AGAIN:
+            self._cluster.need(self._need)
+            self._asked_for = now
+        for node in self._nodes:
+            own = [name for name, at in bound.items() if at.node == node.id]
+            if own and self._released(own):
+                self._cluster.release(node)
+
+    def _released(self, devices: Collection[str]) -> bool:
+        """Whether a node's devices are not needed: nothing is planned for them, nothing is on them."""
+        if self._fleet.run is None or not self._fleet.run.autoscale or self._desired is None:
+            return False
+        return all(
+            not self._desired.plan.devices.get(name)
+            and (report := self._devices.get(name, _Device()).report) is not None
+            and not (report.held or report.pid)
+            for name in devices
+        )
 
     def _order(self, node: Node, devices: list[str], replicas: Mapping[str, int]) -> None:
         """Only what differs from the last order is sent; a device that has not reported yet is not told anything."""
@@ -317,30 +337,6 @@ class Controller:
         else:
             self._ordered[node.id] = number, orders
 
-    def _follow(self, now: float) -> None:
-        """Ask the door what it does, and note where it leads."""
-        follows = False
-        try:
-            self._door_report = report = self._cluster.door().report()
-            follows = report.led == self._lead.number != 0
-            if report.problem:
-                self._problems["door"] = report.problem
-        except FMplexError as error:
-            self._problems["door"] = str(error)
-        if follows:
-            self._led_before = {}
-            self._follows_since = self._follows_since or now
-        for on in (self._lead.on, self._led_before):
-            for vfm, devices in on.items():
-                for device in devices:
-                    self._last_led[vfm, device] = now
-
-    def _unled(self, vfm: str, device: str, now: float) -> float:
-        """Seconds since the door led ``vfm`` to ``device``, as far as this controller can know."""
-        if self._follows_since is None:
-            return 0.0
-        return now - max(self._follows_since, self._last_led.get((vfm, device), 0.0))
-
     def _lead_to(self, up: Mapping[str, Report]) -> None:
         servers = tuple(
             Server(name, report.host, report.ports.http, report.ports.grpc, report.ports.health)
@@ -349,33 +345,15 @@ class Controller:
         on = self._next.leads | self._fms_on(up)
         contents = self._must().contents
         index = {name: contents.vfms[name].version if name in contents.vfms else "1" for name in on if on[name]}
-        targets, before = self._targets(), self._lead
-        if (servers, on, index, targets) != (before.servers, before.on, before.index, before.targets):
-            for vfm, devices in self._lead.on.items():
-                self._led_before.setdefault(vfm, set()).update(devices)
-            # By the clock, for being another than any that an earlier controller gave.
-            fleet = self._fleet.run.name if self._fleet.run else ""
-            self._lead = Lead(time.time_ns(), servers, on, index, fleet, targets)
-        elif self._door_report is not None and self._door_report.led == self._lead.number:
-            return
-        try:
-            self._cluster.door().lead(self._lead)
-        except FMplexError as error:
-            self._problems["door"] = str(error)
+        self._ask_door(lambda door: self._leading.tell(door, servers, on, index))
 
-    def _targets(self) -> tuple[Target, ...]:
-        """Whose metrics are to be read: all servers that should run, so that one that does not is noticed."""
-        names, drained = {node.id: node.name for node in self._nodes}, self._must().drained
-        found = []
-        for name in self._names():
-            one = self._devices.get(name, _Device())
-            if one.at is None or one.report is None or not (one.told or one.report.up):
-                continue
-            if name not in drained or self._alive(one):  # a node that was drained may be gone for good
-                report = one.report
-                node = names.get(one.at.node, report.host)
-                found.append(Target(name, node, f"{report.host}:{report.ports.metrics}"))
-        return tuple(found)
+    def _ask_door(self, ask: Callable[[DoorHandle], str]) -> None:
+        try:
+            problem = ask(self._cluster.door())
+        except FMplexError as error:
+            problem = str(error)
+        if problem:
+            self._problems["door"] = problem
 
     def _fms_on(self, up: Mapping[str, Report]) -> dict[str, tuple[str, ...]]:
         """Physical FM → devices that have it: clients such as perf_analyzer ask for its configuration."""
@@ -398,6 +376,14 @@ class Controller:
             raise InvalidInput("nothing was applied to this fleet yet; `fmplex fleet apply FLEET.yaml`")
         return self._desired
 
+    def _sleeping(self) -> set[str]:
+        """vFMs whose physical FM sleeps."""
+        asleep = self._desired.asleep if self._desired is not None else []
+        return {name for name, spec in self._fleet.names() if spec.fm in asleep} if asleep else set()
+
+    def _all(self, fleet: Fleet) -> list[str]:
+        return [f"{kind}-{number}" for kind, count in self._counts(fleet).items() for number in range(count)]
+
     def _save(self, desired: Desired) -> None:
         number = (self._desired.number if self._desired else 0) + 1
         desired = desired.model_copy(update={"number": number})
@@ -405,7 +391,7 @@ class Controller:
         self._desired = desired
 
     def _names(self) -> list[str]:
-        return [f"{kind}-{number}" for kind, count in self._counts(self._fleet).items() for number in range(count)]
+        return self._all(self._fleet)
 
     def _alive(self, one: _Device) -> bool:
         return one.seen > 0 and time.monotonic() - one.seen < self._lost_after
@@ -437,13 +423,11 @@ class Controller:
 
     def _settled(self) -> bool:
         """Whether all is as it is to be."""
-        desired, door = self._desired, self._door_report
-        if desired is None or self._acted != desired.number or self._outdated():
+        desired = self._desired
+        if desired is None or self._acted != desired.number or self._outdated() or not self._leading.followed:
             return False
-        if door is None or not door.up or door.led != self._lead.number:
-            return False
-        planned, missing = _by_vfm(desired.plan), set(desired.plan.missing)
-        if not self._next.moving <= missing or self._next.leads.keys() != planned.keys():
+        planned, missing = by_vfm(desired.plan), set(desired.plan.missing)
+        if not self._next.moving <= missing or self._next.leads.keys() != planned.keys() | self._sleeping():
             return False
         on = {name: {vfm for vfms in fms.values() for vfm in vfms} for name, fms in desired.plan.devices.items()}
         return all(
@@ -459,7 +443,7 @@ class Controller:
         if self._desired is None:
             return set()
         found = set()
-        for vfm, devices in _by_vfm(self._desired.plan).items():
+        for vfm, devices in by_vfm(self._desired.plan).items():
             for device in devices:
                 one = self._devices.get(device)
                 if one is None or one.report is None or vfm not in one.report.current:
@@ -467,47 +451,5 @@ class Controller:
         return found
 
 
-def plan_on(fleet: Fleet, devices: list[str], before: PlanFile | None) -> PlanFile:
-    """A plan of ``fleet`` on these of its devices. What no device holds is in its ``missing``."""
-    if not devices:
-        return PlanFile(devices={}, missing=[name for name, _ in fleet.names()])
-    real: dict[str, list[str]] = {}
-    for name in devices:
-        real.setdefault(kind_of(name), []).append(name)
-    # The planner numbers devices from 0 and takes each for being there.
-    called = {f"{kind}-{place}": name for kind, names in real.items() for place, name in enumerate(names)}
-    back = {name: place for place, name in called.items()}
-    fewer = fleet.model_copy(
-        update={
-            "devices": {
-                kind: spec.model_copy(update={"count": len(real[kind])})
-                for kind, spec in fleet.devices.items()
-                if kind in real
-            },
-            "fms": {
-                name: fm.model_copy(update={"cost": {kind: cost for kind, cost in fm.cost.items() if kind in real}})
-                for name, fm in fleet.fms.items()
-            },
-        }
-    )
-    old = None
-    if before is not None:
-        old = PlanFile(devices={back[name]: fms for name, fms in before.devices.items() if name in back})
-    made = planned(fewer, before=old, checked=0)
-    file = PlanFile.of(made.placement, made.problem)
-    return PlanFile(devices={called[place]: fms for place, fms in file.devices.items()}, missing=file.missing)
-
-
-def kind_of(device: str) -> str:
-    """``cpu`` of ``cpu-3``."""
-    return device.rpartition("-")[0]
-
-
-def _by_vfm(plan: PlanFile) -> dict[str, set[str]]:
-    """vFM → devices; those without a place too."""
-    made: dict[str, set[str]] = {vfm: set() for vfm in plan.missing}
-    for device, fms in plan.devices.items():
-        for vfms in fms.values():
-            for vfm in vfms:
-                made.setdefault(vfm, set()).add(device)
-    return made
+def _wish(desired: Desired) -> Wish:
+    return Wish(desired.replicas, frozenset(desired.asleep))

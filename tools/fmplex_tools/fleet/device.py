@@ -28,7 +28,9 @@ from fmplex_tools.fetching import fetch_backbones
 from fmplex_tools.files import write_whole
 from fmplex_tools.fleet.artifacts import fetch
 from fmplex_tools.fleet.content import Contents, FMContent, VfmContent
+from fmplex_tools.fleet.elastic import Load
 from fmplex_tools.fleet.kept import Kept
+from fmplex_tools.fleet.loads import Loads
 from fmplex_tools.server.health_port import PATH
 from fmplex_tools.server.process import answers, check_port_free, free_ports
 from fmplex_tools.serving import fetch_status
@@ -75,6 +77,8 @@ class Report(BaseModel):
     """vFM, or ``server``, → what is wrong."""
     used: int = 0
     """Bytes that its processes take (PSS)."""
+    loads: dict[str, Load] = {}
+    """vFM → what has come in for it lately, of those that anything has come in for."""
 
 
 class Device:
@@ -96,6 +100,7 @@ class Device:
         self._report = Report(host=host, ports=self._ports, memory=self._memory, held=frozenset(self._held.vfms))
         self._revision = 1
         self._used_at, self._used = 0.0, 0
+        self._loads = Loads()
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"device {name}", daemon=True)
@@ -316,6 +321,7 @@ class Device:
             current=frozenset(current),
             problems=problems,
             used=self._used_bytes(process),
+            loads=self._loads.look(f"{self._host}:{self._ports.metrics}") if up else {},
         )
 
     def _is_current(self, name: str, version: int, wanted: Contents | None) -> bool:

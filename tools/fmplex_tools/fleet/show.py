@@ -31,8 +31,9 @@ def shown(told: dict[str, Any]) -> RenderableType:
     if door is not None:
         state = "[green]open[/]" if door["up"] else "[red]closed[/]"
         lines.append(f"door {door['address']} (HTTP and gRPC): {state}, leads to {_count(told['vfms'])}")
-    nowhere = sorted(vfm for vfm, devices in told["vfms"].items() if not devices)
+    nowhere = sorted(vfm for vfm, devices in told["vfms"].items() if not devices and vfm not in told["sleeping"])
     for what, names in (
+        ("asleep until somebody asks", told["asleep"]),
         ("served by nobody", nowhere),
         ("on their way", sorted(set(told["moving"]) - set(told["missing"]) - set(nowhere))),
         ("without a place", told["missing"]),
@@ -54,6 +55,8 @@ def _state(device: dict[str, Any]) -> str:
     if device["node"] is None:
         lost = device["lost_for"]
         return "[red]no node[/]" if lost is None else f"[red]lost for {lost:.0f} s[/]"
+    if device["released"]:
+        return "not needed"
     if device["lost_for"] is not None:
         return f"[red]silent for {device['lost_for']:.0f} s[/]"
     report = device["report"]

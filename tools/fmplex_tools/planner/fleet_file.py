@@ -88,6 +88,8 @@ class FMSpec(_Part):
     max_batch_rows: int = Field(64, ge=1, le=4096)
     cost: dict[str, CostSpec] = Field(min_length=1)
     """By kind of device; on kinds that are not in it, it does not run."""
+    sleep_after: Positive | None = None
+    """Seconds without a request after which it is on no device until one comes; None: it never sleeps."""
 
 
 class VfmSpec(_Part):
@@ -109,6 +111,16 @@ class VfmSpec(_Part):
     weight: Positive = 1.0
     replicas: int = Field(1, ge=1)
     """At least so many, each on a device of its own."""
+    most_replicas: int | None = Field(None, ge=1)
+    """Up to which replicas follow what comes in; None: they do not."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> VfmSpec:
+        if self.most_replicas is not None and self.most_replicas < self.replicas:
+            raise ValueError(f"most_replicas {self.most_replicas} is less than replicas {self.replicas}")
+        if self.most_replicas is not None and not self.rate:
+            raise ValueError("most_replicas needs a rate above 0: what a replica carries is rate / replicas")
+        return self
 
     def numbered(self, name: str) -> tuple[str, ...]:
         """The names of all ``count`` of them."""
@@ -145,6 +157,10 @@ class RunSpec(_Part):
     door: DoorSpec = Field(default_factory=lambda: DoorSpec.model_validate({}))
     lost_after: Positive = 15.0
     """Seconds without a node after which what was on it is placed elsewhere."""
+    first_wait: Positive = 60.0
+    """Seconds for which the door holds a request for a vFM that is on no server, while it is brought up."""
+    autoscale: bool = False
+    """Whether Ray's autoscaler is asked for as many nodes as are needed; ``count`` of a kind of device is the most."""
 
 
 class Fleet(_Part):
