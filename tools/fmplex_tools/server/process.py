@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import resource
 import shutil
 import signal
@@ -39,6 +40,9 @@ _STUB = "triton_python_backend_stub"[:15]
 """What the kernel keeps of its name, at least."""
 STACK_BYTES = 64 << 20
 """Of tritonserver's threads: they keep HTTP requests' bodies on their stacks; with 8 MiB a body of 4 MiB ends it."""
+ARENAS = "2"
+"""Of glibc's memory: with one for each of tritonserver's threads, what is freed in one is of no use to the others, and
+it grows for hundreds of thousands of requests (docs/results.md)."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,9 @@ class ServerOptions:
         return f"{self.plain_host}:{self.metrics_port}"
 
     def environment(self) -> dict[str, str]:
-        """What hosts read."""
-        return {LOG_FORMAT: self.log_format} | ({WARM: str(self.warm)} if self.warm else {})
+        """What hosts read, and how tritonserver keeps memory, unless this process was told otherwise."""
+        made = {LOG_FORMAT: self.log_format, "MALLOC_ARENA_MAX": os.environ.get("MALLOC_ARENA_MAX", ARENAS)}
+        return made | ({WARM: str(self.warm)} if self.warm else {})
 
     def arguments(self) -> list[str]:
         """tritonserver's command line, without the binary and the backend directory."""
