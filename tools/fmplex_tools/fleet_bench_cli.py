@@ -1,4 +1,4 @@
-"""``fmplex bench fleet | plan``: a fleet of several nodes on this machine, and the planner by itself."""
+"""``fmplex bench fleet | hosted | plan``: a fleet of several nodes on this machine, and the planner by itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def fleet(
     only: Annotated[str, typer.Option(help="Kinds of faults, comma-separated; all unless told.")] = "",
     nodes: Annotated[int, typer.Option(min=3, max=32, help="Ray nodes, a tritonserver each.")] = 4,
     vfms: Annotated[int, typer.Option(min=4, max=512, help="On two physical FMs, two replicas each.")] = 64,
-    clients: Annotated[int, typer.Option(min=1, max=256, help="Of ours, by HTTP and gRPC by turns.")] = 6,
+    clients: Annotated[int, typer.Option(min=4, max=256, help="Half ours, half Triton's own, HTTP and gRPC.")] = 8,
     seconds: Seconds = 6.0,
     seed: Seed = 0,
     json_file: JsonFile = None,
@@ -60,6 +60,56 @@ def fleet(
 
     conditions = {"nodes": nodes, "vfms": vfms, "times": times, "clients": clients, "seed": seed}
     carry_out("fleet", measure, conditions, json_file, None)
+
+
+def hosted(
+    vfms: Annotated[int, typer.Option(min=8, max=2000, help="Of the fleet.")] = 800,
+    nodes: Annotated[int, typer.Option(min=2, max=32, help="Each with a tritonserver.")] = 4,
+    memory: Annotated[str, typer.Option(help="Of a node, for all that runs on it.")] = "3 GB",
+    demand: Annotated[float, typer.Option(min=0.001, max=100, help="Requests a second of each task.")] = 0.05,
+    p99: Annotated[float, typer.Option(min=1, help="Milliseconds that 99 of 100 requests may take.")] = 500.0,
+    seconds: Seconds = 60.0,
+    seed: Seed = 0,
+    json_file: JsonFile = None,
+    repository: Repository = REPOSITORY,
+) -> None:
+    """How many tasks do a few nodes of little memory host, as vFMs of a fleet and as private copies?
+
+    Both are really started and asked, the fleet through its door. Exits with 1 where a node takes more memory than it
+    has, a request fails, p99 is missed, or the fleet hosts less than 20 times as many. Takes some ten minutes.
+
+    Examples:
+
+      fmplex bench hosted
+
+      fmplex bench hosted --vfms 200 --nodes 2 --memory 1.5GB --seconds 20
+    """
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    from fmplex_tools.bench.fleet.hosted import HostedPlan
+    from fmplex_tools.bench.fleet.hosted import hosted as scenario
+
+    try:
+        TypeAdapter(ByteSize).validate_python(memory)
+    except ValidationError:
+        raise InvalidInput(f"--memory {memory!r} is no size; e.g. '3 GB'") from None
+    asked = HostedPlan(
+        source=repository,
+        fm=FM,
+        seed=seed,
+        nodes=nodes,
+        memory=memory,
+        vfms=vfms,
+        demand=demand,
+        seconds=seconds,
+        p99_ms=p99,
+    )
+
+    def measure(progress: Progress, noted: dict[str, Any]) -> Outcome:
+        return scenario(asked, progress, noted)
+
+    conditions = {"nodes": nodes, "memory": memory, "vfms": vfms, "demand": demand, "seed": seed}
+    carry_out("hosted", measure, conditions, json_file, None)
 
 
 def plan(

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import tritonclient.grpc as grpc
-import tritonclient.http as http
 from rich.progress import Progress
 
-from fmplex_client import Client
 from fmplex_tools.bench.engine.churn_client import make_texts
 from fmplex_tools.bench.engine.fleet_server import workplace
 from fmplex_tools.bench.fair.bench import Figure, Outcome
-from fmplex_tools.bench.faults.checked import CheckedLoad, Known, ask, record
+from fmplex_tools.bench.faults.checked import CheckedLoad, Known, ours, record, theirs
 from fmplex_tools.bench.faults.serving import serving
 from fmplex_tools.bench.fleet.deployed import Deployed, FleetRun
-from fmplex_tools.bench.fleet.scenes import KINDS, OURS, as_details, go_through
+from fmplex_tools.bench.fleet.scenes import KINDS, OURS, THEIRS, as_details, go_through
 from fmplex_tools.bench.perf import TEXTS, Load, measure
 from fmplex_tools.bench.perf_binary import perf_analyzer
 from fmplex_tools.serving import fetch_status
 
 ROUNDS = 3
+CLIENTS = {OURS: ours, THEIRS: theirs}
+PROTOCOLS = ("http", "grpc")
 Tell = Callable[[str], None]
 
 
@@ -37,7 +38,8 @@ class BenchPlan(FleetRun):
     """Each kind of fault."""
     kinds: tuple[str, ...] = KINDS
     texts: int = 4
-    clients: int = 6
+    clients: int = 8
+    """Half of them ours, half Triton's own, each half by HTTP and gRPC by turns."""
     seconds: float = 6.0
     """Of each measurement of the door's price."""
 
@@ -61,11 +63,16 @@ def fleet(plan: BenchPlan, progress: Progress, noted: dict[str, Any]) -> Outcome
         figures, details = [], {}
         with deployed.running():
             figures += _equal(deployed, texts, known, tell)
-            load = CheckedLoad(deployed.door, [*deployed.names[:-1]], texts, known, plan.seed)
-            with load.going_on(plan.clients, ("http", "grpc")):
-                noticed = go_through(deployed, load, plan.kinds, plan.times, plan.seed, tell)
-                figures += _changes(deployed, load, tell)
-            figures += [figure for kind, own in noticed.items() if own.times for figure in own.figures(kind, OURS)]
+            loads = {
+                whose: CheckedLoad(deployed.door, [*deployed.names[:-1]], texts, known, plan.seed, client=client)
+                for whose, client in CLIENTS.items()
+            }
+            with contextlib.ExitStack() as going:
+                for load in loads.values():
+                    going.enter_context(load.going_on(plan.clients // 2, PROTOCOLS))
+                noticed = go_through(deployed, loads, plan.kinds, plan.times, plan.seed, tell)
+                figures += _changes(deployed, loads, tell)
+            figures += [figure for own in noticed.values() if own.times for figure in own.figures()]
             details["noticed"] = as_details(noticed)
             figures += _price(deployed, plan.seconds, tell)
         progress.remove_task(line)
@@ -75,46 +82,34 @@ def fleet(plan: BenchPlan, progress: Progress, noted: dict[str, Any]) -> Outcome
 def _equal(deployed: Deployed, texts: Sequence[str], known: Known, tell: Tell) -> list[Figure]:
     """The largest difference of any vFM's answers to those of one machine, by each client through the door."""
     part = f"{len(deployed.names)} vFMs on {deployed.run.nodes} nodes, through the door, to one machine's answers"
-    largest = dict.fromkeys(("fmplex_client, HTTP", "fmplex_client, gRPC", "Triton's, HTTP", "Triton's, gRPC"), 0.0)
-    with (
-        Client(deployed.door, "http", 60) as ours,
-        Client(deployed.door, "grpc", 60) as ours_grpc,
-        http.InferenceServerClient(deployed.door) as theirs,
-        grpc.InferenceServerClient(deployed.door) as theirs_grpc,
-    ):
+    largest = dict.fromkeys(itertools.product(CLIENTS, PROTOCOLS), 0.0)
+    with contextlib.ExitStack() as opened:
+        asks = {way: opened.enter_context(CLIENTS[way[0]](deployed.door, way[1])) for way in largest}
         for name in deployed.names:
             tell(f"answers of {name}")
             for number, text in enumerate(texts):
-                found = (
-                    ask(ours, name, text),
-                    ask(ours_grpc, name, text),
-                    _plain(http, theirs, name, text),
-                    _plain(grpc, theirs_grpc, name, text),
-                )
-                for client, answer in zip(largest, found, strict=True):
-                    largest[client] = max(largest[client], float(np.abs(answer - known[name, number]).max()))
-    return [Figure(part, client, value, "", "≤ 1e-4", value <= 1e-4) for client, value in largest.items()]
+                for way, ask in asks.items():
+                    found = float(np.abs(ask(name, text) - known[name, number]).max())
+                    largest[way] = max(largest[way], found)
+    return [Figure(part, ", ".join(way), value, "", "≤ 1e-4", value <= 1e-4) for way, value in largest.items()]
 
 
-def _plain(module: Any, client: Any, name: str, text: str) -> Any:
-    given = module.InferInput("text", [1, 1], "BYTES")
-    given.set_data_from_numpy(np.array([[text]], dtype=object))
-    return client.infer(name, [given]).as_numpy("logits")[0]
-
-
-def _changes(deployed: Deployed, load: CheckedLoad, tell: Tell) -> list[Figure]:
+def _changes(deployed: Deployed, loads: Mapping[str, CheckedLoad], tell: Tell) -> list[Figure]:
     """vFMs come and go, and the hottest moves, under load: does a request fail?"""
     tell("adding, removing and moving")
     count = len(deployed.spare)
     part = f"{count} vFMs added, {count} removed, the hottest moved"
     stay = deployed.names[count:]
-    load.names = stay[:-1]  # those that go are not asked any more
+    for load in loads.values():
+        load.names = stay[:-1]  # those that go are not asked any more
     time.sleep(1.0)
-    load.begin()
+    for load in loads.values():
+        load.begin()
     before = deployed.controller.status()["vfms"]
     hottest = stay[0]
     seconds = deployed.apply([*stay, *deployed.spare])
-    load.names = [*stay[:-1], *deployed.spare]
+    for load in loads.values():
+        load.names = [*stay[:-1], *deployed.spare]
     device = before[hottest][0]
     deployed.controller.drain(device, False)
     deployed.wait_settled()
@@ -122,15 +117,19 @@ def _changes(deployed: Deployed, load: CheckedLoad, tell: Tell) -> list[Figure]:
     deployed.controller.drain(device, True)
     deployed.wait_settled()
     time.sleep(1.0)
-    lost = load.lost.total()
-    return [
+    figures = [
         Figure(part, "as planned after", seconds, "s"),
         Figure(part, "the hottest is elsewhere", float(device not in moved), "", "1", device not in moved),
-        Figure(part, "requests answered", load.answered),
-        Figure(part, "lost", lost, "", "0", lost == 0),
-        Figure(part, "answered wrongly", load.wrong, "", "0", load.wrong == 0),
-        Figure(part, "slowest request", load.slowest, "s"),
     ]
+    for whose, load in loads.items():
+        lost = load.lost.total()
+        figures += [
+            Figure(part, f"requests answered, {whose}", load.answered),
+            Figure(part, "lost", lost, "", "0", lost == 0),
+            Figure(part, "answered wrongly", load.wrong, "", "0", load.wrong == 0),
+            Figure(part, "slowest request", load.slowest, "s"),
+        ]
+    return figures
 
 
 def _price(deployed: Deployed, seconds: float, tell: Tell) -> list[Figure]:

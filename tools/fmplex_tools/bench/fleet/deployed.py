@@ -7,7 +7,7 @@ import io
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,14 +143,21 @@ class Deployed:
 
     def wait_settled(self) -> dict[str, Any]:
         """The status when all is as planned. Raises `EngineFailure` where that takes too long."""
-        end, told = time.monotonic() + SETTLED, {"settled": False, "missing": []}
+        return self._wait("the fleet is not as planned", lambda told: told["settled"] and not told["missing"])
+
+    def wait_without(self, device: str) -> None:
+        """Until nothing is planned for ``device``. Raises `EngineFailure` where that takes too long."""
+        self._wait(f"{device} is still counted on", lambda told: not told["devices"][device]["planned"])
+
+    def _wait(self, what_not: str, good: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        end, told = time.monotonic() + SETTLED, dict[str, Any]()
         while time.monotonic() < end:
             with contextlib.suppress(FMplexError):
                 told = self.controller.status()
-                if told["settled"] and not told["missing"]:
+                if good(told):
                     return told
             time.sleep(0.2)
-        raise EngineFailure(f"the fleet is not as planned after {SETTLED:.0f} s: {told}")
+        raise EngineFailure(f"{what_not} after {SETTLED:.0f} s: {told}")
 
     def busiest(self) -> str:
         """The device with most vFMs."""

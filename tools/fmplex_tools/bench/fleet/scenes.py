@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,26 +23,41 @@ REST = (0.5, 2.0)
 """Seconds between one and the next, at random between these."""
 
 
+OURS, THEIRS = "fmplex_client", "Triton's own clients"
+"""Who asks: with retries where they are safe, and without any."""
+
+
 @dataclass
 class Noticed:
-    """By the clients, of one kind of event."""
+    """By some clients, of one kind of event."""
 
+    kind: str
+    clients: str
     times: int = 0
     answered: int = 0
     wrong: int = 0
-    lost: dict[str, int] = field(default_factory=dict)
+    lost: Counter[str] = field(default_factory=Counter)
     slowest: list[float] = field(default_factory=list)
     """Seconds of the slowest request around each event."""
     settled: list[float] = field(default_factory=list)
     """Seconds until the fleet was as planned again."""
 
-    def figures(self, what: str, clients: str) -> list[Figure]:
+    def add(self, load: CheckedLoad, settled: float) -> None:
+        """One more event."""
+        self.times += 1
+        self.answered += load.answered
+        self.wrong += load.wrong
+        self.lost += load.lost
+        self.slowest.append(load.slowest)
+        self.settled.append(settled)
+
+    def figures(self) -> list[Figure]:
         """For the table."""
-        lost = sum(self.lost.values())
+        lost = self.lost.total()
         asked = self.answered + lost
-        part = f"{what}, {self.times} times, {clients}"
+        part = f"{self.kind}, {self.times} times, {self.clients}"
         slow, back = np.array(self.slowest), np.array(self.settled)
-        promised = clients == OURS
+        promised = self.clients == OURS
         return [
             Figure(part, "requests", asked),
             Figure(part, "lost", lost, "", "0" if promised else "", lost == 0 if promised else None),
@@ -51,10 +67,7 @@ class Noticed:
         ]
 
 
-OURS = "fmplex_client"
-
-
-def make_happen(fleet: Deployed, kind: str) -> Callable[[], None] | None:
+def make_happen(fleet: Deployed, kind: str) -> Callable[[], object] | None:
     """Do it; what is to be done afterwards, so that the fleet gets whole again."""
     if kind == "controller":
         next(iter(fleet.nodes.workers("_ControllerActor").values())).kill()
@@ -69,8 +82,7 @@ def make_happen(fleet: Deployed, kind: str) -> Callable[[], None] | None:
         return None
     if kind == "drain":
         fleet.controller.drain(device, False)
-        fleet.wait_settled()
-        return lambda: _ignore(fleet.controller.drain(device, True))
+        return lambda: fleet.controller.drain(device, True)
     serve = fleet.serve_process(device)
     below = serve.children(recursive=True)
     if kind == "tritonserver":
@@ -80,11 +92,10 @@ def make_happen(fleet: Deployed, kind: str) -> Callable[[], None] | None:
         fleet.nodes.kill(number)
     for process in (serve, *below):
         _end(process)
-    return (lambda: fleet.nodes.start(number)) if kind == "node" else None
-
-
-def _ignore(_: object) -> None:
-    return None
+    if kind == "server":
+        return None
+    fleet.wait_without(device)
+    return lambda: fleet.nodes.start(number)
 
 
 def _end(process: psutil.Process) -> None:
@@ -95,38 +106,36 @@ def _end(process: psutil.Process) -> None:
 
 
 def go_through(
-    fleet: Deployed, load: CheckedLoad, kinds: tuple[str, ...], times: int, seed: int, tell: Callable[[str], None]
-) -> dict[str, Noticed]:
-    """Each of ``kinds`` so many ``times``, by turns, under ``load``, which goes on."""
+    fleet: Deployed,
+    loads: Mapping[str, CheckedLoad],
+    kinds: tuple[str, ...],
+    times: int,
+    seed: int,
+    tell: Callable[[str], None],
+) -> dict[tuple[str, str], Noticed]:
+    """Each of ``kinds`` so many ``times``, by turns, under ``loads``, which go on. (Kind, whose load) → what came."""
     chance = random.Random(seed)
-    noticed = {kind: Noticed() for kind in kinds}
+    noticed = {(kind, whose): Noticed(kind, whose) for kind in kinds for whose in loads}
     for _ in range(times):
         for kind in kinds:
             tell(kind)
-            load.begin()
+            for load in loads.values():
+                load.begin()
             begun = time.monotonic()
             afterwards = make_happen(fleet, kind)
-            if afterwards is not None and kind == "node":
-                fleet.wait_settled()  # without it
-            settled = 0.0
             if afterwards is None:
-                time.sleep(1.0)
-            else:
-                settled = time.monotonic() - begun
-                afterwards()
+                time.sleep(1.0)  # until it is noticed
             fleet.wait_settled()
-            own = noticed[kind]
-            own.settled.append(settled or time.monotonic() - begun)
+            settled = time.monotonic() - begun
+            if afterwards is not None:
+                afterwards()
+                fleet.wait_settled()
             time.sleep(chance.uniform(*REST))
-            own.times += 1
-            own.answered += load.answered
-            own.wrong += load.wrong
-            own.slowest.append(load.slowest)
-            for why, count in load.lost.items():
-                own.lost[why] = own.lost.get(why, 0) + count
+            for whose, load in loads.items():
+                noticed[kind, whose].add(load, settled)
     return noticed
 
 
-def as_details(noticed: dict[str, Noticed]) -> dict[str, Any]:
+def as_details(noticed: Mapping[tuple[str, str], Noticed]) -> list[dict[str, Any]]:
     """For the file of figures."""
-    return {kind: vars(own) for kind, own in noticed.items()}
+    return [vars(own) for own in noticed.values()]
