@@ -21,7 +21,7 @@ from fmplex_backend.errors import FMplexError, InvalidInput, NotFound
 from fmplex_tools.fleet.kubernetes import MOST_BYTES, manifests, todo, yaml_of
 from fmplex_tools.fleet.kubernetes_site import Options
 from fmplex_tools.fleet_cli import app
-from fmplex_tools.planner.fleet_file import Fleet, RunSpec, parse_fleet
+from fmplex_tools.planner.fleet_file import Fleet, parse_fleet
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = json.loads((ROOT / "tests/data/kubernetes-schemas.json").read_text(encoding="utf-8"))
@@ -67,9 +67,8 @@ CASES = {
     "S3 with a secret": (S3, Options(credentials="bucket-key", repository_in_image=True)),
     "S3 by rights": (S3, Options(service_account="fleet")),
     "Google's storage": (GOOGLE, Options(credentials="bucket.key", service="NodePort")),
+    "autoscaled": (AUTOSCALE, Options()),
 }
-if "autoscale" in RunSpec.model_fields:
-    CASES["autoscaled"] = (AUTOSCALE, Options())
 
 
 @pytest.fixture(params=CASES)

@@ -147,7 +147,7 @@ def _cluster(site: Site) -> Json:
         "headGroupSpec": head_group(site),
         "workerGroupSpecs": [worker_group(site, kind) for kind in site.fleet.devices],
     }
-    if site.autoscale:
+    if site.run.autoscale:
         spec |= {"enableInTreeAutoscaling": True, "autoscalerOptions": {"securityContext": restricted()}}
     return _named(site, "ray.io/v1", "RayCluster", site.name, spec=spec)
 

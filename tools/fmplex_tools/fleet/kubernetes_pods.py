@@ -55,7 +55,7 @@ def head_group(site: Site) -> Json:
         pod["spec"]["volumes"].append(
             {"name": "door-tls", "secret": {"secretName": site.tls_secret, "defaultMode": _OWN}}
         )
-    if site.autoscale:
+    if site.run.autoscale:
         del pod["spec"]["automountServiceAccountToken"]  # the autoscaler beside it changes the RayCluster
     # Ray's dashboard and its HTTP health need more of Ray than is installed; see `_probe`.
     more = {"port": str(GCS_PORT), "ray-client-server-port": str(CLIENT_PORT), "include-dashboard": "false"}
@@ -75,7 +75,7 @@ def worker_group(site: Site, kind: str) -> Json:
         pod["spec"]["tolerations"] = [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
         more["num-gpus"] = "1"
     group: Json = {"groupName": kind, "minReplicas": spec.count, "maxReplicas": spec.count}
-    if site.autoscale:  # how many there are is the autoscaler's; to say it here would undo that with every apply
+    if site.run.autoscale:  # how many there are is the autoscaler's; to say it here would undo that with every apply
         group["minReplicas"] = 0
     else:
         group["replicas"] = spec.count

@@ -88,11 +88,6 @@ class Site:
         return self.run.name
 
     @property
-    def autoscale(self) -> bool:
-        """Whether Ray's autoscaler says how many nodes there are."""
-        return bool(getattr(self.run, "autoscale", False))
-
-    @property
     def tls_secret(self) -> str | None:
         """With the door's certificate and key; None: it has none."""
         return f"{self.name}-door-tls" if self.run.door.tls_cert is not None else None
