@@ -15,6 +15,7 @@ from typing import Any
 
 from fmplex_backend.errors import FMplexError, InvalidInput, NotFound, Refused
 from fmplex_tools.console import err
+from fmplex_tools.door.keeper import Lead
 from fmplex_tools.door.xds import Server
 from fmplex_tools.fleet.agent import Order
 from fmplex_tools.fleet.bind import Bound, Node, bind, unused
@@ -26,6 +27,7 @@ from fmplex_tools.fleet.handles import Cluster, DoorHandle
 from fmplex_tools.fleet.leading import Leading
 from fmplex_tools.fleet.placing import by_vfm, kind_of, plan_on, sufficient
 from fmplex_tools.fleet.reconcile import Next, Seen, reconcile
+from fmplex_tools.monitoring.targets import Target
 from fmplex_tools.planner.fleet_file import Fleet
 from fmplex_tools.planner.placement import PlanFile
 
@@ -345,7 +347,23 @@ class Controller:
         on = self._next.leads | self._fms_on(up)
         contents = self._must().contents
         index = {name: contents.vfms[name].version if name in contents.vfms else "1" for name in on if on[name]}
-        self._ask_door(lambda door: self._leading.tell(door, servers, on, index))
+        fleet = self._fleet.run.name if self._fleet.run else ""
+        wanted = Lead(0, servers, on, index, fleet, self._targets())
+        self._ask_door(lambda door: self._leading.tell(door, wanted))
+
+    def _targets(self) -> tuple[Target, ...]:
+        """Whose metrics are to be read: all servers that should run, so that one that does not is noticed."""
+        names, drained = {node.id: node.name for node in self._nodes}, self._must().drained
+        found = []
+        for name in self._names():
+            one = self._devices.get(name, _Device())
+            if one.at is None or one.report is None or not (one.told or one.report.up):
+                continue
+            if name not in drained or self._alive(one):  # a node that was drained may be gone for good
+                report = one.report
+                node = names.get(one.at.node, report.host)
+                found.append(Target(name, node, f"{report.host}:{report.ports.metrics}"))
+        return tuple(found)
 
     def _ask_door(self, ask: Callable[[DoorHandle], str]) -> None:
         try:

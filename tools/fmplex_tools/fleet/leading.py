@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from fmplex_backend.errors import FMplexError
 from fmplex_tools.door.keeper import DoorReport, Lead
-from fmplex_tools.door.xds import Server
 from fmplex_tools.fleet.handles import DoorHandle
 
 
@@ -54,19 +53,13 @@ class Leading:
             return 0.0
         return now - max(self._follows_since, self._last_led.get((vfm, device), 0.0))
 
-    def tell(
-        self,
-        door: DoorHandle,
-        servers: tuple[Server, ...],
-        on: Mapping[str, Sequence[str]],
-        index: Mapping[str, str],
-    ) -> str:
-        """Have the door lead there, as in `Lead`; what is wrong, empty where nothing is."""
-        if (servers, on, index) != (self._lead.servers, self._lead.on, self._lead.index):
+    def tell(self, door: DoorHandle, wanted: Lead) -> str:
+        """Have the door lead there, by a number that is given here; what is wrong, empty where nothing is."""
+        if replace(wanted, number=self._lead.number) != self._lead:
             for vfm, devices in self._lead.on.items():
                 self._led_before.setdefault(vfm, set()).update(devices)
             # By the clock, for being another than any that an earlier controller gave.
-            self._lead = Lead(time.time_ns(), servers, on, index)
+            self._lead = replace(wanted, number=time.time_ns())
         elif self.report is not None and self.report.led == self._lead.number:
             return ""
         try:
