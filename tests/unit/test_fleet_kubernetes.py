@@ -71,7 +71,7 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(scope="module", params=CASES)
 def case(request: pytest.FixtureRequest) -> tuple[Fleet, Options, list[Json]]:
     text, options = CASES[request.param]
     fleet = parse_fleet(text, "test")
@@ -548,6 +548,7 @@ def test_the_command_prints_what_kubectl_takes(tmp_path: Path) -> None:
         (["--memory", "cpu=lots"], "--memory 'cpu=lots': 'lots' is no size"),
         (["--memory", "cpu=1KB"], "from 256 MiB"),
         (["--on", "cpu=pool"], "--on 'cpu=pool': is not KIND=LABEL=VALUE"),
+        (["--out", "/nowhere/k8s.yaml"], "--out /nowhere/k8s.yaml: cannot be written"),
     ],
 )
 def test_the_command_names_what_is_wrong(tmp_path: Path, given: list[str], words: str) -> None:

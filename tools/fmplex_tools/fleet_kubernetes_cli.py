@@ -47,12 +47,11 @@ def kubernetes(
     credentials: Annotated[
         str | None, typer.Option(help="Secret for the store: of gs:// with key.json, of others environment variables.")
     ] = None,
-    service_account: Annotated[str | None, typer.Option(help="Of all pods, as where it stands for rights.")] = None,
+    service_account: Annotated[str | None, typer.Option(help="Of all pods, where rights go by it.")] = None,
 ) -> None:
     """Print Kubernetes' manifests for a fleet: a RayCluster for KubeRay, its door, its store, and who starts it.
 
-    Needs KubeRay's operator, 1.5.1 or newer, and Kubernetes 1.27. What is still to be done beforehand goes to
-    standard error.
+    Needs KubeRay's operator, 1.5.1 or newer, and Kubernetes 1.27. What is to be done beforehand goes to standard error.
 
     Examples:
 
@@ -79,8 +78,11 @@ def kubernetes(
         err.print(f"needed: {line}", markup=False, soft_wrap=True)
     if target is None:
         print(text, end="")
-    else:
+        return
+    try:
         write_whole(target, text)
+    except OSError as error:
+        raise InvalidInput(f"--out {target}: cannot be written: {error.strerror}; its folder must be there") from None
 
 
 def _by_kind(what: str, given: list[str] | None, value: Callable[[str], _T]) -> dict[str, _T]:
