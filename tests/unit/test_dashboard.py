@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fmplex_backend.errors import InvalidInput, NotFound, Unavailable
 from fmplex_tools.dashboard import placement as placing
 from fmplex_tools.dashboard.followed import FROZEN, VFM_FIELDS, Followed
-from fmplex_tools.dashboard.history import SPAN, Ring
+from fmplex_tools.dashboard.history import SPAN, Ring, Series, line_of
 from fmplex_tools.dashboard.view import TONES, FleetView, ServerView, Silence, Snapshot, headline, rows, vfm_state
 from fmplex_tools.dashboard.watch import Watch, metrics_of
 from fmplex_tools.dashboard.words import MARKS, count, few, lasting, number, since
@@ -214,6 +214,16 @@ def test_history_of_a_vfm() -> None:
     assert series["p99_ms"][-1] == [0.0, pytest.approx(99)]
     assert (series["share"][0][0], series["rows_per_s"][0][1]) == (-SPAN, 10)
     assert followed.history(NOON, "minilm", "nobody") == {}
+
+
+def test_lines_go_on_over_what_did_not_happen_and_not_over_silence() -> None:
+    series: Series = {
+        "p99_ms": [[-4.0, 5.0], [-3.0, None], [-2.0, 7.0], [-1.0, None], [0.0, 9.0]],
+        "queue": [[-4.0, 0.0], [-3.0, 1.0], [-2.0, 1.0], [-1.0, None], [0.0, 0.0]],
+    }
+    assert line_of(series, "p99_ms", 2) == [[-4.0, 10.0], [-2.0, 14.0], [-1.0, None], [0.0, 18.0]]
+    assert line_of(series, "queue") == series["queue"]
+    assert line_of({}, "queue") == []
 
 
 # ---- words ----

@@ -65,8 +65,7 @@ def dashboard(
             watch.fleet(fleet, asker)
         else:
             watch.servers(_servers(metrics or [DEFAULT_METRICS]))
-        with contextlib.suppress(KeyboardInterrupt):
-            serve_page(watch, host, port, lambda: _say(host, port))
+        serve_page(watch, host, port, lambda: _say(host, port))
 
 
 def _page() -> Callable[[Watch, str, int, Callable[[], None]], None]:

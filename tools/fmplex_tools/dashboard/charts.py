@@ -8,8 +8,7 @@ from typing import Any
 
 from nicegui import ui
 
-from fmplex_tools.dashboard.followed import Series
-from fmplex_tools.dashboard.history import SPAN
+from fmplex_tools.dashboard.history import SPAN, Series, line_of
 
 _GREY = "#8b95a1"
 """Readable on light and on dark."""
@@ -38,29 +37,23 @@ class Chart:
         *,
         limit: float | None = None,
         top: float | None = None,
-        dots: bool = False,
     ) -> None:
-        """``limit``: a line across, such as an objective; ``top``: the axis' end where it is known; ``dots``: points
-        are seen that have no neighbours, as of a vFM that is asked now and then."""
+        """``limit``: a line across, such as an objective; ``top``: the axis' end where it is known."""
         self._lines = lines
         self._sent: list[list[list[float | None]]] | None = None
         with ui.element("div"):
             ui.label(title).classes("chart-title")
-            self._chart = ui.echart(_options(lines, limit, top, dots)).classes("chart")
+            self._chart = ui.echart(_options(lines, limit, top)).classes("chart")
 
     def update(self, series: Series) -> None:
         """See `fmplex_tools.dashboard.followed.Followed.history`."""
-        data = [_scaled(series.get(line.field, []), line.scale) for line in self._lines]
+        data = [line_of(series, line.field, line.scale) for line in self._lines]
         if data != self._sent:
             self._sent = data
             self._chart.run_chart_method("setOption", {"series": [{"data": points} for points in data]})
 
 
-def _scaled(points: Sequence[Sequence[float | None]], scale: float) -> list[list[float | None]]:
-    return [[at, None if value is None else round(value * scale, 3)] for at, value in points]
-
-
-def _options(lines: Sequence[Shown], limit: float | None, top: float | None, dots: bool) -> dict[str, Any]:
+def _options(lines: Sequence[Shown], limit: float | None, top: float | None) -> dict[str, Any]:
     axis: Mapping[str, Any] = {
         "axisLabel": {"color": _GREY, "fontSize": 11},
         "splitLine": {"lineStyle": {"color": _RULE}},
@@ -98,18 +91,16 @@ def _options(lines: Sequence[Shown], limit: float | None, top: float | None, dot
             "axisLine": {"show": False},
             "axisTick": {"show": False},
         },
-        "series": [_line(line, place, limit if place == 0 else None, dots) for place, line in enumerate(lines)],
+        "series": [_line(line, place, limit if place == 0 else None) for place, line in enumerate(lines)],
     }
 
 
-def _line(line: Shown, place: int, limit: float | None, dots: bool) -> dict[str, Any]:
+def _line(line: Shown, place: int, limit: float | None) -> dict[str, Any]:
     made: dict[str, Any] = {
         "name": line.label,
         "type": "line",
         "data": [],
-        "symbolSize": 2,
-        "showSymbol": dots,
-        "showAllSymbol": True,
+        "showSymbol": False,
         "color": PALETTE[place],
         "lineStyle": {"width": 1.6, "type": _DASHES[place]},
         "areaStyle": {"opacity": 0.13} if place == 0 else None,

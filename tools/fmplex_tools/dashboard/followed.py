@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fmplex_tools.dashboard.history import SPAN, Ring
+from fmplex_tools.dashboard.history import SPAN, Ring, Series
 from fmplex_tools.dashboard.view import FmView, ServerView, Silence
 from fmplex_tools.top.figures import FmFigures, Follower, VfmFigures
 from fmplex_tools.top.scrape import FmScrape
@@ -17,7 +17,6 @@ VFM_FIELDS = (
 )
 FROZEN = 20.0
 """Seconds without newer values until a host counts as silent; one with a thousand busy vFMs tells some every 7."""
-Series = dict[str, list[list[float | None]]]
 
 
 class Followed:

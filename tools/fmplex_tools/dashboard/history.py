@@ -9,6 +9,10 @@ import numpy as np
 
 SPAN = 300.0
 """Seconds that are kept and shown."""
+Point = list[float | None]
+"""Seconds before now, as a negative number, and a value; None where it is not known."""
+Series = dict[str, list[Point]]
+"""Field → points, oldest first; all fields have the same times."""
 
 
 class Ring:
@@ -41,8 +45,8 @@ class Ring:
         if self._count and not np.isnan(self._values[self._next - 1]).all():
             self.append(at, {})
 
-    def series(self, now: float) -> dict[str, list[list[float | None]]]:
-        """Field → [seconds before ``now`` as a negative number, value or None], oldest first, within `SPAN`."""
+    def series(self, now: float) -> Series:
+        """The points within `SPAN` before ``now``."""
         order = [(self._next - self._count + i) % len(self._times) for i in range(self._count)]
         times, values = self._times[order] - now, self._values[order]
         keep = times >= -SPAN
@@ -56,3 +60,17 @@ class Ring:
 def _told(value: float) -> float | None:
     """Four digits are what a chart can show."""
     return None if math.isnan(value) else float(f"{value:.4g}")
+
+
+def line_of(series: Series, field: str, scale: float = 1.0) -> list[Point]:
+    """One field, times ``scale``, as a line is drawn.
+
+    A gap is where nothing at all is known. Where other fields are, such as a queue while nothing was served that could
+    have had a latency, the line goes on to its next point.
+    """
+    known = [any(value is not None for _, value in points) for points in zip(*series.values(), strict=True)]
+    return [
+        [at, None if value is None else round(value * scale, 3)]
+        for (at, value), anything in zip(series.get(field, []), known, strict=True)
+        if value is not None or not anything
+    ]

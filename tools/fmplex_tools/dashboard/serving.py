@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from nicegui import app, ui
@@ -33,20 +34,21 @@ def serve_page(watch: Watch, host: str, port: int, started: Callable[[], None]) 
         _keep(watch, VfmPage(watch, vfm))
 
     app.on_startup(started)
-    ui.run(
-        host=host,
-        port=port,
-        title="FMplex",
-        favicon=_ICON,
-        dark=None,
-        tailwind=False,
-        reload=False,
-        show=False,
-        show_welcome_message=False,
-        reconnect_timeout=_RECONNECT,
-        uvicorn_logging_level="warning",
-        timeout_graceful_shutdown=2,
-    )
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it once more when it has ended in order
+        ui.run(
+            host=host,
+            port=port,
+            title="FMplex",
+            favicon=_ICON,
+            dark=None,
+            tailwind=False,
+            reload=False,
+            show=False,
+            show_welcome_message=False,
+            reconnect_timeout=_RECONNECT,
+            uvicorn_logging_level="warning",
+            timeout_graceful_shutdown=2,
+        )
 
 
 def _keep(watch: Watch, page: Overview | VfmPage) -> None:

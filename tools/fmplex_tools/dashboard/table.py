@@ -123,6 +123,7 @@ def _options(rows: list[Cells]) -> dict[str, Any]:
         "rowHeight": _ROW,
         "headerHeight": _HEAD,
         "animateRows": False,
+        "ensureDomOrder": True,
         "suppressCellFocus": True,
         "overlayNoRowsTemplate": "no vFM is served, or none is called like that",
     }

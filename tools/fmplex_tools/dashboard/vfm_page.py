@@ -73,7 +73,7 @@ class VfmPart:
                 ("requests not served, /s", _ERRORS, None, None),
             ):
                 with ui.element("div").classes("card"):
-                    self._charts.append(Chart(title, lines, limit=limit, top=top, dots=title.startswith("latency")))
+                    self._charts.append(Chart(title, lines, limit=limit, top=top))
 
     def show(self, row: VfmRow, watch: Watch) -> None:
         """Its figures, and its history."""

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fmplex_backend.errors import FMplexError
-from fmplex_tools.dashboard.followed import Followed, Series
+from fmplex_tools.dashboard.followed import Followed
+from fmplex_tools.dashboard.history import Series
 from fmplex_tools.dashboard.view import FleetView, Silence, Snapshot
 from fmplex_tools.top.scrape import FmScrape, scrape
 
