@@ -298,6 +298,11 @@ def test_the_door_is_told_whom_to_scrape(tmp_path: Path) -> None:
         wait_for(lambda: not cluster.led.servers, "the door leads nowhere")
         assert len(cluster.led.targets) == 2, "servers that do not answer are still to be missed"
         cluster.up = True
+        lost = cluster.there.pop()
+        wait_for(lambda: controller.status()["devices"]["cpu-1"]["node"] is None, "a node is lost")
+        cluster.wait_scraped(first, second)
+        cluster.there.append(lost)
+        wait_for(lambda: controller.status()["devices"]["cpu-1"]["node"], "it is back")
         controller.drain("cpu-1")
         cluster.wait_scraped(first)
     finally:

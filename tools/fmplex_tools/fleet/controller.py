@@ -66,6 +66,8 @@ class Controller:
         self._fleet = fleet if self._desired is None else Fleet.model_validate_json(self._desired.fleet)
         self._devices: dict[str, _Device] = {}
         self._nodes: list[Node] = []
+        self._node_names: dict[str, str] = {}
+        """Of those that are lost too."""
         self._leading = Leading()
         self._begun = time.monotonic()
         self._next = Next({}, {}, frozenset())
@@ -353,7 +355,8 @@ class Controller:
 
     def _targets(self) -> tuple[Target, ...]:
         """Whose metrics are to be read: all servers that should run, so that one that does not is noticed."""
-        names, drained = {node.id: node.name for node in self._nodes}, self._must().drained
+        self._node_names |= {node.id: node.name for node in self._nodes}
+        drained = self._must().drained
         found = []
         for name in self._names():
             one = self._devices.get(name, _Device())
@@ -361,7 +364,7 @@ class Controller:
                 continue
             if name not in drained or self._alive(one):  # a node that was drained may be gone for good
                 report = one.report
-                node = names.get(one.at.node, report.host)
+                node = self._node_names.get(one.at.node, report.host)
                 found.append(Target(name, node, f"{report.host}:{report.ports.metrics}"))
         return tuple(found)
 
