@@ -14,6 +14,8 @@ from fmplex_backend.errors import FMplexError, Unavailable
 
 _PATIENCE = 30.0
 """Seconds for an answer: longer than Ray takes to start a controller that has died."""
+_CONNECT = 90.0
+"""Likewise for the first one: Ray looks for its cluster for a minute before it gives up."""
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -24,16 +26,19 @@ class FleetAsker:
         self._name, self._address = name, address
         self._process: multiprocessing.process.BaseProcess | None = None
         self._line: Connection | None = None
+        self._answered = False
 
     def __call__(self) -> dict[str, Any]:
         """Its status. Raises `NotFound` where there is no such fleet, `Unavailable` where it does not answer."""
         if self._process is None or not self._process.is_alive():
             self._start()
         assert self._line is not None
+        patience = _PATIENCE if self._answered else _CONNECT
         try:
             self._line.send(None)
-            if not self._line.poll(_PATIENCE):
-                raise Unavailable(f"the controller of {self._name!r} has not answered for {_PATIENCE:.0f} s")
+            if not self._line.poll(patience):
+                who = f"the controller of {self._name!r} in the Ray cluster at {self._address!r}"
+                raise Unavailable(f"{who} has not answered for {patience:.0f} s")
             answer = self._line.recv()
         except (EOFError, OSError):
             self.close()
@@ -45,6 +50,7 @@ class FleetAsker:
             if isinstance(answer, Unavailable):
                 self.close()  # the next attempt connects anew: the cluster may be another
             raise answer
+        self._answered = True
         told: dict[str, Any] = answer
         return told
 
@@ -59,6 +65,7 @@ class FleetAsker:
                 self._process.kill()
                 self._process.join()
         self._line = self._process = None
+        self._answered = False
 
     def _start(self) -> None:
         self.close()
