@@ -16,6 +16,7 @@ _PATIENCE = 30.0
 """Seconds for an answer: longer than Ray takes to start a controller that has died."""
 _CONNECT = 90.0
 """Likewise for the first one: Ray looks for its cluster for a minute before it gives up."""
+_END = 5.0
 _SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -55,13 +56,12 @@ class FleetAsker:
         return told
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, which sees that its line is closed."""
         if self._line is not None:
             self._line.close()
         if self._process is not None:
-            self._process.terminate()
-            self._process.join(5)
-            if self._process.is_alive():
+            self._process.join(_END)
+            if self._process.is_alive():  # it waits for an answer, or Ray does not let it go
                 self._process.kill()
                 self._process.join()
         self._line = self._process = None
@@ -78,7 +78,7 @@ class FleetAsker:
 def _answer(line: Connection, name: str, address: str) -> None:
     """In the process: a status for everything that comes over ``line``, until its other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that asks
-    from fmplex_tools.fleet.actors import ControllerHandle, connect
+    from fmplex_tools.fleet.actors import ControllerHandle, connect, disconnect
 
     with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(EOFError, OSError):
         connected = False
@@ -91,3 +91,5 @@ def _answer(line: Connection, name: str, address: str) -> None:
                 line.send(ControllerHandle.find(name).status())
             except FMplexError as error:
                 line.send(type(error)(*error.args))
+    with contextlib.redirect_stdout(sys.stderr):
+        disconnect()

@@ -79,7 +79,7 @@ class Overview:
             with ui.element("div").classes("tiles"):
                 self._tiles = Tiles()
             self._lines = Html("lines", "lines")
-            with ui.element("div").classes("halves"):
+            with ui.element("div").classes("halves") as self._halves:
                 self._fms = ui.element("div").classes("stack")
                 self._picture = Html(marker="placement")
             self._table = VfmTable(rows(seen.servers))
@@ -101,6 +101,7 @@ class Overview:
         shown = dict(list(found.items())[:MOST_CARDS])
         if self._cards.keys() != shown.keys() or not shown:
             self._cards = {}
+            self._halves.classes(add="many") if len(shown) > 1 else self._halves.classes(remove="many")
             self._fms.clear()
             with self._fms:
                 for server, fm in shown.values():

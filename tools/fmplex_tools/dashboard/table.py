@@ -14,7 +14,7 @@ from fmplex_tools.dashboard.words import MARKS
 _ROW, _HEAD = 32, 36
 _MOST_ROWS = 16
 """Rows that are seen at once; the rest is scrolled to."""
-_NAME_WIDTH = ":width=window.innerWidth > 640 ? 210 : 150"
+_NAME_WIDTH = ":width=window.innerWidth > 640 ? 200 : 150"
 Cells = dict[str, Any]
 
 
@@ -45,7 +45,8 @@ class VfmTable:
     def _resize(self) -> None:
         servers = len({row["server"] for row in self._sent.values()})
         fms = len({row["fm"] for row in self._sent.values()})
-        self._count.set_text(f"{len(self._sent):,} · a click opens one")
+        names = len({row["vfm"] for row in self._sent.values()})
+        self._count.set_text(f"{names:,} · a click opens one")
         height = _HEAD + _ROW * min(_MOST_ROWS, max(3, len(self._sent))) + 16
         self._grid.style(f"height: {height}px")
         for column, shown in (("server", servers > 1), ("fm", fms > 1)):
@@ -95,8 +96,8 @@ def _options(rows: list[Cells]) -> dict[str, Any]:
         "columnDefs": [
             _text("vFM", "vfm", ":cellRenderer=fmplex.name", _NAME_WIDTH, pinned="left"),
             _text("state", "state", ":cellRenderer=fmplex.state", ":comparator=fmplex.byState", width=118, sort="asc"),
-            _text("on", "server", width=150, hide=True),
-            _text("FM", "fm", width=110, hide=True),
+            _text("on", "server", headerClass="slim", width=88, hide=True),
+            _text("FM", "fm", headerClass="slim", width=92, hide=True),
             _number(
                 "share, entitled",
                 "share",

@@ -85,6 +85,7 @@ class Headline:
     queue: int | None = None
     running: int = 0
     vfms: int = 0
+    """Replicas count as one."""
     active: int = 0
     """vFMs that had rows served."""
     engines: int = 0
@@ -142,8 +143,8 @@ def headline(servers: Iterable[ServerView]) -> Headline:
         errors_per_s=sum(map(errors_per_s, vfms)),
         queue=sum(fm.queue for fm in fms),
         running=sum(vfm.running for vfm in vfms),
-        vfms=len(vfms),
-        active=sum(vfm.rows_per_s > 0 for vfm in vfms),
+        vfms=len({vfm.vfm for vfm in vfms}),
+        active=len({vfm.vfm for vfm in vfms if vfm.rows_per_s}),
         engines=engines,
         busy=sum(fm.busy * fm.engines for fm in fms) / engines if engines else None,
         worst_vfm=slowest.vfm if slowest else "",
