@@ -54,17 +54,18 @@ def dashboard(
     check_port_free(host, port)
     serve_page = _page()
     with contextlib.ExitStack() as stack:
-        watch = stack.enter_context(Watch(interval))
+        watch = Watch(interval)
         if fleet is not None:
             from fmplex_tools.dashboard.asking import FleetAsker
 
             asker = FleetAsker(fleet, address)
-            stack.callback(asker.close)
+            stack.callback(asker.close)  # after the watch has stopped asking it
             with err.status(f"asking the controller of fleet {fleet!r}"):
                 asker()
             watch.fleet(fleet, asker)
         else:
             watch.servers(_servers(metrics or [DEFAULT_METRICS]))
+        stack.enter_context(watch)
         serve_page(watch, host, port, lambda: _say(host, port))
 
 

@@ -33,14 +33,16 @@ class FleetAsker:
         """Its status. Raises `NotFound` where there is no such fleet, `Unavailable` where it does not answer."""
         if self._process is None or not self._process.is_alive():
             self._start()
-        assert self._line is not None
+        line = self._line
+        if line is None:
+            raise Unavailable("the page is being closed")
         patience = _PATIENCE if self._answered else _CONNECT
         try:
-            self._line.send(None)
-            if not self._line.poll(patience):
+            line.send(None)
+            if not line.poll(patience):
                 who = f"the controller of {self._name!r} in the Ray cluster at {self._address!r}"
                 raise Unavailable(f"{who} has not answered for {patience:.0f} s")
-            answer = self._line.recv()
+            answer = line.recv()
         except (EOFError, OSError):
             self.close()
             raise Unavailable(f"no Ray cluster at {self._address!r} any more; the page goes on asking") from None
@@ -56,16 +58,16 @@ class FleetAsker:
         return told
 
     def close(self) -> None:
-        """End the process, which sees that its line is closed."""
-        if self._line is not None:
-            self._line.close()
-        if self._process is not None:
-            self._process.join(_END)
-            if self._process.is_alive():  # it waits for an answer, or Ray does not let it go
-                self._process.kill()
-                self._process.join()
-        self._line = self._process = None
+        """End the process, which sees that its line is closed. May be called from another thread, too."""
+        line, process, self._line, self._process = self._line, self._process, None, None
         self._answered = False
+        if line is not None:
+            line.close()
+        if process is not None:
+            process.join(_END)
+            if process.is_alive():  # it waits for an answer, or Ray does not let it go
+                process.kill()
+                process.join()
 
     def _start(self) -> None:
         self.close()

@@ -148,7 +148,7 @@ def _device(name: str, device: dict[str, Any], server: ServerView | None, now: f
     report = device["report"] or {}
     chips = device_chips(device)
     fms = server.fms if server is not None and report.get("up") else ()
-    if server is not None and fms and server.silent is not None:
+    if server is not None and fms and server.silent is not None and device["planned"]:  # else it is being stopped
         state, tone = f"its metrics do not answer {since(server.silent.since, now)}", "bad"
     seen = {vfm.vfm for fm in fms for vfm in fm.figures.vfms}
     loose, more = _drawn([chip for vfm, chip in chips.items() if vfm not in seen])
