@@ -73,7 +73,7 @@ def sleeps_and_wakes(fleet: Fleet, expected: dict[str, np.ndarray]) -> None:
     wait_for(lambda: fleet.status()["asleep"] == ["tiny"], "it sleeps")
     told = fleet.wait_settled("it is nowhere")
     assert told["vfms"] == {"hot": [], "still": []}
-    assert all(not (device["report"]["held"] or device["report"]["pid"]) for device in told["devices"].values())
+    assert not any(device["planned"] or device["holds"] for device in told["devices"].values())
     begun = time.monotonic()
     with Client(fleet.door, "grpc", timeout=60, retry=ONCE) as client:
         assert np.allclose(values(client, "still"), expected["still"], atol=1e-4)

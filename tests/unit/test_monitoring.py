@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,14 @@ import promql_parser
 import pytest
 import yaml
 from support.live import wait_for
+from support.machines import Machines
 from support.served import run
 
 from fmplex_backend.errors import InvalidInput
 from fmplex_backend.host.counts import EXPIRIES, FM_SERIES, REJECTIONS, ROW_OUTCOMES, VFM_SERIES
-from fmplex_tools.door.keeper import DoorReport, Lead
-from fmplex_tools.fleet.agent import Order
-from fmplex_tools.fleet.bind import Node
 from fmplex_tools.fleet.claims import Claims
 from fmplex_tools.fleet.content import Contents, FMContent, VfmContent
 from fmplex_tools.fleet.controller import Controller
-from fmplex_tools.fleet.device import Ports, Report
 from fmplex_tools.monitoring.dashboards import DASHBOARDS
 from fmplex_tools.monitoring.grafana import as_json
 from fmplex_tools.monitoring.targets import TARGETS, Target, write_targets
@@ -225,62 +222,11 @@ def test_targets_of_a_fleet(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [TARGETS]
 
 
-class Machines:
-    """A cluster of two nodes whose devices hold what they are told at once; nothing runs."""
-
-    def __init__(self) -> None:
-        self.there = [Node(name, name, f"10.0.0.{name[-1]}", {"cpu": 1}) for name in ("node-1", "node-2")]
-        self.up = True
-        self.led = Lead(0)
-        self._held: dict[str, frozenset[str]] = {}
-        self._orders: dict[str, tuple[int, list[str]]] = {}
-        self._node = self.there[0]
-
-    def nodes(self) -> list[Node]:
-        return self.there
-
-    def agent(self, node: Node) -> Machines:
-        self._node = node
-        return self
-
-    def order(self, claim: int, number: int, orders: dict[str, Order]) -> None:
-        self._orders[self._node.id] = number, list(orders)
-        self._held |= {name: frozenset(order.contents.vfms) for name, order in orders.items() if order.contents}
-
-    def reports(self, known: dict[str, int]) -> tuple[int, dict[str, tuple[int, Report | None]]]:
-        number, devices = self._orders.get(self._node.id, (0, []))
-        ports = Ports(http=8000, grpc=8001, metrics=8002, health=8003)
-        made = {}
-        for name in devices:
-            held = self._held.get(name, frozenset())
-            told = Report(host=self._node.address, ports=ports, memory=10**12, up=self.up and bool(held), held=held,
-                          serving=held, current=held)  # fmt: skip
-            made[name] = known[name] + 1, told
-        return number, made
-
-    def door(self) -> Machines:
-        return self
-
-    def lead(self, lead: Lead) -> None:
-        self.led = lead
-
-    def report(self) -> DoorReport:
-        return DoorReport("here", self.led.number, True)
-
-    def down(self, claim: int = 0) -> None:
-        self._held.clear()
-
-    def need(self, devices: Mapping[str, int]) -> None:
-        raise AssertionError("this fleet does not grow")
-
-    def release(self, node: Node) -> None:
-        raise AssertionError("nor shrink")
-
-    def wait_scraped(self, *expected: tuple[str, str, str]) -> None:
-        wait_for(
-            lambda: tuple((each.device, each.node, each.address) for each in self.led.targets) == expected,
-            f"these are scraped: {expected}",
-        )
+def wait_scraped(cluster: Machines, *expected: tuple[str, str, str]) -> None:
+    wait_for(
+        lambda: tuple((each.device, each.node, each.address) for each in cluster.led.targets) == expected,
+        f"these are scraped: {expected}",
+    )
 
 
 def test_the_door_is_told_whom_to_scrape(tmp_path: Path) -> None:
@@ -292,7 +238,7 @@ def test_the_door_is_told_whom_to_scrape(tmp_path: Path) -> None:
     first, second = ("cpu-0", "node-1", "10.0.0.1:8002"), ("cpu-1", "node-2", "10.0.0.2:8002")
     try:
         controller.apply(fleet, Contents(fms={"tiny": FMContent(config="")}, vfms={"one": vfm, "two": vfm}))
-        cluster.wait_scraped(first, second)
+        wait_scraped(cluster, first, second)
         assert cluster.led.fleet == "f"
         cluster.up = False
         wait_for(lambda: not cluster.led.servers, "the door leads nowhere")
@@ -300,11 +246,11 @@ def test_the_door_is_told_whom_to_scrape(tmp_path: Path) -> None:
         cluster.up = True
         lost = cluster.there.pop()
         wait_for(lambda: controller.status()["devices"]["cpu-1"]["node"] is None, "a node is lost")
-        cluster.wait_scraped(first, second)
+        wait_scraped(cluster, first, second)
         cluster.there.append(lost)
         wait_for(lambda: controller.status()["devices"]["cpu-1"]["node"], "it is back")
         controller.drain("cpu-1")
-        cluster.wait_scraped(first)
+        wait_scraped(cluster, first)
     finally:
         controller.down()
 

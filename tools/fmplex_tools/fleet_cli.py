@@ -206,7 +206,7 @@ def _tell(told: dict[str, Any], wait: float) -> None:
 def _done(told: dict[str, Any], seconds: float) -> bool:
     """Whether all is as it is to be; where vFMs have no place, nodes that are still to come are waited for."""
     nodes = all(device["node"] is not None for device in told["devices"].values())
-    return bool(told["settled"]) and (not told["missing"] or nodes or seconds > _JOIN)
+    return bool(told["settled"]) and not told["awaited"] and (not told["missing"] or nodes or seconds > _JOIN)
 
 
 def _late(told: dict[str, Any]) -> str:

@@ -157,6 +157,7 @@ class Controller:
                 "moving": sorted(self._next.moving),
                 "outdated": sorted(self._outdated()),
                 "missing": desired.plan.missing if desired else [],
+                "awaited": self._awaited(),
                 "asleep": desired.asleep if desired else [],
                 "sleeping": sorted(self._sleeping()),
                 "door": vars(self._leading.report) if self._leading.report else None,
@@ -258,10 +259,9 @@ class Controller:
         usable = self._usable(fleet, bound, desired)
         self._planned_on, wish = usable, _wish(desired)
         if fleet.run is not None and fleet.run.autoscale:
-            usable = sufficient(scaled(fleet, wish), usable, desired.plan)
-            # What more there would be with all the devices that the file allows.
-            wanted, _ = fitted(fleet, wish, lambda one: plan_on(one, self._all(fleet), desired.plan))
-            self._need = Counter(map(kind_of, wanted.devices))
+            every = self._all(fleet)
+            self._need = Counter(map(kind_of, _enough(fleet, wish, every, desired.plan)))
+            usable = _enough(fleet, wish, usable, desired.plan)
         made, _ = fitted(fleet, wish, lambda one: plan_on(one, usable, desired.plan))
         if desired != self._desired or made != desired.plan:
             self._save(desired.model_copy(update={"plan": made}))
@@ -305,6 +305,11 @@ class Controller:
             own = [name for name, at in bound.items() if at.node == node.id]
             if own and self._released(own):
                 self._cluster.release(node)
+
+    def _awaited(self) -> dict[str, int]:
+        """Kind → devices that were asked for and are on no node yet."""
+        there = Counter(kind_of(name) for name, one in self._devices.items() if one.at is not None)
+        return dict(self._need - there)
 
     def _released(self, devices: Collection[str]) -> bool:
         """Whether a node's devices are not needed: nothing is planned for them, nothing is on them."""
@@ -470,6 +475,12 @@ class Controller:
                 if one is None or one.report is None or vfm not in one.report.current:
                     found.add(vfm)
         return found
+
+
+def _enough(fleet: Fleet, wish: Wish, devices: list[str], before: PlanFile) -> list[str]:
+    """As few of ``devices`` as hold as much of ``wish`` as all of them would."""
+    _, held = fitted(fleet, wish, lambda one: plan_on(one, devices, None))
+    return sufficient(scaled(fleet, held), devices, before)
 
 
 def _wish(desired: Desired) -> Wish:

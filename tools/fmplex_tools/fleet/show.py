@@ -31,6 +31,8 @@ def shown(told: dict[str, Any]) -> RenderableType:
     if door is not None:
         state = "[green]open[/]" if door["up"] else "[red]closed[/]"
         lines.append(f"door {door['address']} (HTTP and gRPC): {state}, leads to {_count(told['vfms'])}")
+    for kind, count in told["awaited"].items():
+        lines.append(f"waiting for {count} more of {kind!r}, which Ray's autoscaler was asked for")
     nowhere = sorted(vfm for vfm, devices in told["vfms"].items() if not devices and vfm not in told["sleeping"])
     for what, names in (
         ("asleep until somebody asks", told["asleep"]),
