@@ -15,9 +15,9 @@ from support.live import wait_for
 from support.recipes import RECIPES, write_vfm
 from support.served import serving
 
-from fmplex_backend.backbones.source import cache_dir
 from fmplex_client import Client, UnknownTask
 from fmplex_tools.fleet.artifacts import push
+from fmplex_tools.fleet.folders import fleet_folder
 from fmplex_tools.fleet.local import LocalNodes
 from fmplex_tools.planner.fleet_file import read_fleet
 
@@ -68,7 +68,7 @@ def test_a_fleet_serves_whatever_dies(fleet: Fleet) -> None:
             scenes(fleet, nodes, expected)
         finally:
             fleet.call("down", "--fleet", NAME)
-        left = [p for p in psutil.process_iter(["cmdline"]) if str(cache_dir() / "fleets" / NAME) in str(p.info)]
+        left = [p for p in psutil.process_iter(["cmdline"]) if str(fleet_folder(NAME)) in str(p.info)]
         assert not left, "no process is left"
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from fmplex_backend.backbones.source import cache_dir
 from fmplex_client import Client, FMplexClientError
 from fmplex_tools.files import write_whole
+from fmplex_tools.fleet.folders import fleet_folder
 from fmplex_tools.server.process import free_ports
 from support.live import PATIENCE
 from support.served import run
@@ -55,7 +55,7 @@ class Fleet:
 
     def forget(self) -> None:
         """What runs of it has on this machine."""
-        shutil.rmtree(cache_dir() / "fleets" / self.name, ignore_errors=True)
+        shutil.rmtree(fleet_folder(self.name), ignore_errors=True)
 
     def status(self) -> dict[str, Any]:
         """All that the controller says."""

@@ -151,13 +151,17 @@ class DoorKeeper:
             self._led = wanted.number
 
     def _wait_known(self, needed: frozenset[str]) -> None:
-        """Until a running Envoy knows all of ``needed``, or for `_KNOWN` seconds: one route may have to wait then."""
-        end = time.monotonic() + _KNOWN
-        while self._envoy.find() is not None and time.monotonic() < end and not self._stop.is_set():
+        """Until a running Envoy knows all of ``needed``, or for `_KNOWN` seconds: then that is told, and it goes on."""
+        end, missing = time.monotonic() + _KNOWN, needed
+        while self._envoy.find() is not None and not self._stop.is_set():
+            if time.monotonic() > end:
+                some = f"{len(missing)} clusters, such as {min(missing)!r}"
+                err.print(f"door: after {_KNOWN:g} s Envoy does not know {some}; it answers 503 for them", markup=False)
+                return
             try:
                 with urllib.request.urlopen(self._admin("clusters?format=json"), timeout=2) as answer:
                     known = {cluster["name"] for cluster in json.load(answer).get("cluster_statuses", ())}
-                if needed <= known:
+                if not (missing := needed - known):
                     return
             except (urllib.error.URLError, OSError, ValueError):
                 pass

@@ -10,7 +10,6 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import ray
@@ -18,7 +17,6 @@ from ray.autoscaler.sdk import request_resources
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fmplex_backend.backbones.source import cache_dir
 from fmplex_backend.errors import FMplexError, NotFound, Unavailable
 from fmplex_tools.door.keeper import DoorKeeper, DoorReport, Lead
 from fmplex_tools.door.xds import Door
@@ -28,6 +26,7 @@ from fmplex_tools.fleet.claims import Claims
 from fmplex_tools.fleet.content import Contents
 from fmplex_tools.fleet.controller import Controller
 from fmplex_tools.fleet.device import Report
+from fmplex_tools.fleet.folders import door_folder, fleet_folder
 from fmplex_tools.planner.fleet_file import Fleet, RunSpec
 
 NAMESPACE = "fmplex"
@@ -48,7 +47,7 @@ _T = TypeVar("_T")
 
 class _AgentActor:
     def __init__(self, address: str, fleet: str, store: str) -> None:
-        self._agent = Agent(address, _own_folder(fleet), store)
+        self._agent = Agent(address, fleet_folder(fleet), store)
 
     def order(self, claim: int, number: int, orders: dict[str, Order]) -> None:
         self._agent.order(claim, number, orders)
@@ -62,7 +61,7 @@ class _AgentActor:
 
 class _DoorActor:
     def __init__(self, door: Door, fleet: str, longest_wait: float) -> None:
-        self._keeper = DoorKeeper(door, _own_folder(fleet) / "door", longest_wait)
+        self._keeper = DoorKeeper(door, door_folder(fleet), longest_wait)
 
     def lead(self, lead: Lead) -> None:
         self._keeper.lead(lead)
@@ -93,11 +92,6 @@ class _ControllerActor:
 
     def down(self) -> None:
         self._controller.down()
-
-
-def _own_folder(fleet: str) -> Path:
-    """Of a fleet on this machine: repositories, logs and ports of its servers."""
-    return cache_dir() / "fleets" / fleet
 
 
 # ---- what the controller sees ----

@@ -289,12 +289,15 @@ class Device:
         process, http = self._server.find(), f"{self._host}:{self._ports.http}"
         serving: set[str] = set()
         current: set[str] = set()
-        problems = dict(self._problems)
+        problems, ready = dict(self._problems), None
         up = process is not None and answers(f"http://{self._host}:{self._ports.health}{PATH}", _TIMEOUT)
         if process is None and wanted is not None and wanted.fms:
             problems["server"] = f"has ended: {self._server.last_words(400)}"
-        if up:
-            ready = _ready_models(http)
+        if up and (ready := _ready_models(http)) is None:
+            # Healthy and too busy to tell what it has: what it had counts, as long as it is to be there.
+            serving = set(self._report.serving) & self._held.vfms.keys()
+            problems["server"] = f"does not tell within {_TIMEOUT:g} s which models it has"
+        elif ready is not None:
             for fm in self._held.fms:
                 try:
                     status = fetch_status(http, fm, _TIMEOUT)
@@ -354,10 +357,11 @@ def device_memory(cuda: int | None) -> int:
         raise Unavailable(f"GPU {cuda} cannot be asked for its memory: {error}") from None
 
 
-def _ready_models(http: str) -> set[str]:
+def _ready_models(http: str) -> set[str] | None:
+    """None where it does not tell."""
     request = urllib.request.Request(f"http://{http}/v2/repository/index", b'{"ready": true}')
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
             return {model["name"] for model in json.load(answer)}
     except (urllib.error.URLError, OSError, ValueError):
-        return set()
+        return None

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fmplex_backend.backbones.source import cache_dir
 from fmplex_tools.files import write_whole
+from fmplex_tools.fleet.folders import door_folder
 
 TARGETS = "targets.json"
 """The file's name, in the folder of the door."""
@@ -20,7 +20,7 @@ TARGETS = "targets.json"
 
 def targets_file(fleet: str) -> Path:
     """Where the door of ``fleet`` keeps it, on the node where it runs."""
-    return cache_dir() / "fleets" / fleet / "door" / TARGETS
+    return door_folder(fleet) / TARGETS
 
 
 @dataclass(frozen=True)

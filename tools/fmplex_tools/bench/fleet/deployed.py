@@ -14,11 +14,11 @@ from typing import Any
 
 import psutil
 
-from fmplex_backend.backbones.source import cache_dir
 from fmplex_backend.errors import EngineFailure, FMplexError
 from fmplex_tools.bench.engine.fleet import FleetBase, make_fleet
 from fmplex_tools.fleet.actors import ControllerHandle, connect, disconnect
 from fmplex_tools.fleet.content import read_contents
+from fmplex_tools.fleet.folders import fleet_folder
 from fmplex_tools.fleet.local import LocalNodes
 from fmplex_tools.planner.fleet_file import Fleet
 from fmplex_tools.server.process import free_ports
@@ -118,7 +118,7 @@ class Deployed:
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         """While the block runs. Raises `FMplexError`."""
-        own = cache_dir() / "fleets" / self.name
+        own = fleet_folder(self.name)
         with self.nodes, contextlib.redirect_stdout(io.StringIO()):  # Ray tells there what is killed here
             connect(self.nodes.address)
             try:
