@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
+import os
 import random
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,14 +20,15 @@ from fmplex_tools.bench.fair.bench import Figure, Phase
 from fmplex_tools.bench.fair.streams import OK, REFUSED, REQUEST, ROW, Stream, Traffic
 from fmplex_tools.bench.faults.killer import Killer
 from fmplex_tools.bench.faults.overload import Measured, bounded, cost_of_refusals
+from fmplex_tools.bench.faults.own_memory import own_bytes
 from fmplex_tools.bench.faults.samples import CLIENT, SERVER, Held, Sample, as_data, medians
 from fmplex_tools.bench.faults.soak import SoakErrors
 from fmplex_tools.bench.faults.soak_report import FEW, flatness
 from fmplex_tools.top.scrape import FmScrape
 
 
-def sample(at: float, *, pss: float = 100.0, threads: int = 10, seconds: float = 0.0, segments: int = 3) -> Sample:
-    held = Held(pss, threads, 20, 1, seconds)
+def sample(at: float, *, memory: float = 100.0, threads: int = 10, seconds: float = 0.0, segments: int = 3) -> Sample:
+    held = Held(memory, threads, 20, 1, seconds)
     return Sample(at, dict.fromkeys((*SERVER, CLIENT), held), segments)
 
 
@@ -33,9 +37,9 @@ def missed(figures: list[Figure]) -> set[str]:
 
 
 def test_flat_is_told_from_what_grows() -> None:
-    flat = [sample(at, pss=100 + at % 2, threads=10 + at % 3) for at in range(60)]
+    flat = [sample(at, memory=100 + at % 2, threads=10 + at % 3) for at in range(60)]
     assert not missed(flatness(flat))
-    assert missed(flatness([sample(at, pss=100 + at / 4) for at in range(60)])) == {
+    assert missed(flatness([sample(at, memory=100 + at / 4) for at in range(60)])) == {
         f"memory of {role}" for role in SERVER
     }
     grown = [sample(at, threads=10 + at // 30, segments=3 + at // 10) for at in range(60)]
@@ -45,17 +49,17 @@ def test_flat_is_told_from_what_grows() -> None:
 
 
 def test_the_warm_up_is_no_growth() -> None:
-    warming = [sample(at, pss=min(200, 20 * at)) for at in range(60)]
-    assert medians(warming, lambda one: one.server.pss) == (800, 800)
+    warming = [sample(at, memory=min(200, 20 * at)) for at in range(60)]
+    assert medians(warming, lambda one: one.server.memory) == (800, 800)
     assert not missed(flatness(warming))
     assert not missed(bounded(warming + warming[-1:] * 60))
-    assert missed(bounded([sample(at, pss=100 + at) for at in range(60)]))
+    assert missed(bounded([sample(at, memory=100 + at) for at in range(60)]))
 
 
 def test_samples_as_plain_data() -> None:
     [first, second] = as_data([sample(5.0), sample(15.25, segments=4)])
     assert (first["at"], second["at"], second["segments"]) == (0, 10.25, 4)
-    assert second["host"] == {"pss": 100.0, "threads": 10, "files": 20, "processes": 1, "seconds": 0.0}
+    assert second["host"] == {"memory": 100.0, "threads": 10, "files": 20, "processes": 1, "seconds": 0.0}
 
 
 def measured(spent: float, answered: int, refused: int) -> Measured:
@@ -113,3 +117,15 @@ async def test_a_recovery_ends_with_an_answer_to_what_was_asked_after_the_fault(
         await fault
     assert list(killer.recoveries) == ["killed"]
     assert [figure.name for figure in killer.figures()] == ["p50 of 1", "p99", "killed"]
+
+
+def test_memory_is_what_a_process_has_taken_and_not_what_it_maps(tmp_path: Path) -> None:
+    file = tmp_path / "library"
+    file.write_bytes(bytes(8 << 20))
+    before = own_bytes(os.getpid())
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert sum(mapped[:: mmap.PAGESIZE]) == 0, "every page is there"
+        assert own_bytes(os.getpid()) - before < 4 << 20
+    taken = bytearray(b"x" * (8 << 20))
+    assert own_bytes(os.getpid()) - before > 7 << 20
+    assert taken[-1]

@@ -9,6 +9,7 @@ from pathlib import Path
 from fmplex_tools.bench.engine.fleet_server import MEGA
 from fmplex_tools.bench.fair.arena import Arena
 from fmplex_tools.bench.fair.bench import Figure
+from fmplex_tools.bench.faults.own_memory import own_bytes
 
 LEAK_GOAL = 200.0
 """Bytes a request of what takes requests in; if anything were kept of each of them it would be more."""
@@ -23,7 +24,7 @@ class Footprint:
     """What the server's processes take."""
 
     memory: dict[str, int]
-    """Process, by name and number → bytes that are its own: parts of shared pages would change with other servers."""
+    """Process, by name and number → bytes that are its own, see `own_bytes`."""
     threads: int
     files: int
     shared: int
@@ -44,7 +45,7 @@ class Footprint:
         maps = [Path(f"/proc/{one.pid}/maps").read_text() for one in tree]
         shared = {word for text in maps for word in text.split() if word.startswith("/dev/shm/")}
         return cls(
-            {f"{one.name()} {one.pid}": one.memory_full_info().uss for one in tree},
+            {f"{one.name()} {one.pid}": own_bytes(one.pid) for one in tree},
             sum(one.num_threads() for one in tree),
             sum(one.num_fds() for one in tree),
             len(shared),

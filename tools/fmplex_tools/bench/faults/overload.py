@@ -221,7 +221,7 @@ def bounded(samples: Sequence[Sample]) -> list[Figure]:
     figures = []
     for role in ("tritonserver", "host", "engines"):
         first, second = (
-            max(sample.held[role].pss for sample in part) for part in (counted[:half], counted[half:] or counted)
+            max(sample.held[role].memory for sample in part) for part in (counted[:half], counted[half:] or counted)
         )
         ratio = second / first
         title = f"{role}: largest, 2nd half of 1st"

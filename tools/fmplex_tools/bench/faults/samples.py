@@ -16,6 +16,7 @@ import psutil
 from fmplex_tools.bench.engine.cpu import GENERATOR
 from fmplex_tools.bench.engine.fleet_server import MEGA
 from fmplex_tools.bench.fair.arena import Arena
+from fmplex_tools.bench.faults.own_memory import own_bytes
 
 SERVER = ("tritonserver", "host", "engines", "guard")
 """Roles of the server's processes. ``engines`` are with the fork server, whose pages they share."""
@@ -28,8 +29,8 @@ SEGMENTS = Path("/dev/shm")
 class Held:
     """What the processes of one role hold together at a moment."""
 
-    pss: float = 0.0
-    """MB, what several processes share being divided among them."""
+    memory: float = 0.0
+    """MB of its own, see `own_bytes`."""
     threads: int = 0
     files: int = 0
     """Open file descriptors."""
@@ -95,10 +96,10 @@ def _has(process: psutil.Process, word: str) -> bool:
 
 def _held(process: psutil.Process) -> Held:
     """Nothing of a process that ends meanwhile."""
-    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied, FileNotFoundError):
+    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied, OSError):
         times = process.cpu_times()
         return Held(
-            process.memory_full_info().pss / MEGA,
+            own_bytes(process.pid) / MEGA,
             process.num_threads(),
             process.num_fds(),
             1,

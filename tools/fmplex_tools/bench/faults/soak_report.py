@@ -65,10 +65,10 @@ def flatness(samples: Sequence[Sample]) -> list[Figure]:
     figures = []
     for role in SERVER:
 
-        def pss(sample: Sample, role: str = role) -> float:
-            return sample.held[role].pss
+        def memory(sample: Sample, role: str = role) -> float:
+            return sample.held[role].memory
 
-        before, after = medians(samples, pss)
+        before, after = medians(samples, memory)
         ratio = after / before
         unit = f"× ({before:.1f} → {after:.1f} MB)"
         figures.append(Figure(part, f"memory of {role}", ratio, unit, f"≤ {GROWTH:g}×", ratio <= GROWTH))
@@ -91,11 +91,11 @@ def draw(outcome: Outcome, folder: Path) -> Path:
     minutes = [sample["at"] / 60 for sample in samples]
     figure, (memory, counts) = pyplot.subplots(1, 2, figsize=(8.0, 3.0), dpi=80, layout="constrained")
     for role in SERVER:
-        memory.plot(minutes, [sample[role]["pss"] for sample in samples], label=role)
+        memory.plot(minutes, [sample[role]["memory"] for sample in samples], label=role)
     for what in ("threads", "files"):
         counts.plot(minutes, [sum(sample[role][what] for role in SERVER) for sample in samples], label=what)
     counts.plot(minutes, [sample["segments"] for sample in samples], label="segments of shared memory")
-    for axes, title in ((memory, "MB (PSS)"), (counts, "how many")):
+    for axes, title in ((memory, "MB"), (counts, "how many")):
         axes.set(xlabel="minutes", ylabel=title, ylim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
