@@ -12,6 +12,7 @@ from support.tiny import make_fm_repository
 from fmplex_tools.bench.engine.fleet import FleetBase
 from fmplex_tools.bench.fair import bench
 from fmplex_tools.bench.fair.bench import Outcome
+from fmplex_tools.bench.faults import overload as module
 from fmplex_tools.bench.faults.access import access, as_markdown
 from fmplex_tools.bench.faults.kills import KINDS, KillsPlan, kills
 from fmplex_tools.bench.faults.overload import OverloadPlan, overload
@@ -56,6 +57,8 @@ def test_poison_is_found_and_quarantined(source: Path) -> None:
 
 def test_light_vfms_are_served_beside_ten_times_too_much(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "WARM_UP", 0.3)
+    # A second in which other tests have the cores is 150 rows of a light vFM on a backbone as small as this.
+    monkeypatch.setattr(module, "QUEUE", 1024)
     with Progress(disable=True) as progress:
         plan = OverloadPlan(source=source, fm="tiny", seconds=2, least=0.5, vfms=4, rows=64)
         outcome = overload(plan, progress, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -16,6 +17,8 @@ from fmplex_tools.dashboard.watch import Watch, scrape_soon
 from fmplex_tools.server.process import check_port_free
 
 DEFAULT_METRICS = "http://127.0.0.1:8002/metrics"
+_FIRST_METRICS = 5.0
+"""Seconds for a server that has just become ready to tell its first metrics."""
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -87,7 +90,7 @@ def _servers(urls: list[str]) -> dict[str, str]:
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise InvalidInput(f"--metrics {url!r} is no address of metrics; e.g. {DEFAULT_METRICS}")
         try:
-            scrape_soon(url)
+            _first_look(url)
         except Unavailable as error:
             silent.append(error)
         name = parts.netloc if parts.netloc not in found else url
@@ -97,6 +100,19 @@ def _servers(urls: list[str]) -> dict[str, str]:
     for each in silent:
         err.print(f"[yellow]{escape(str(each))}[/]; the page shows it as silent until it answers", soft_wrap=True)
     return found
+
+
+def _first_look(url: str) -> None:
+    """Raises as `scrape`; a server that is ready tells its first metrics some seconds later."""
+    end = time.monotonic() + _FIRST_METRICS
+    while True:
+        try:
+            scrape_soon(url)
+            return
+        except InvalidInput:
+            if time.monotonic() > end:
+                raise
+        time.sleep(0.2)
 
 
 def _say(host: str, port: int) -> None:
