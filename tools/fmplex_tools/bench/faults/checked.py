@@ -21,6 +21,8 @@ from fmplex_tools.bench.engine.churn_check import TOLERANCE
 
 REQUEST_SECONDS = 120.0
 """Timeout of a request: longer than any start."""
+PAUSE = 0.1
+"""Seconds after which a client asks again that was told an error: at once it would count nothing but its own haste."""
 Answer = np.ndarray[Any, Any]
 Ask = Callable[[str, str], Answer]
 """vFM, text → logits."""
@@ -135,6 +137,7 @@ class CheckedLoad:
                 except Exception as error:  # of whatever class a client tells of it by: counted by name
                     with self._lock:
                         self.lost[f"{type(error).__name__}: {error}"] += 1
+                    stop.wait(PAUSE)
                     continue
                 now = time.monotonic()
                 with self._lock:

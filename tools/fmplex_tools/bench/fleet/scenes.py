@@ -16,11 +16,11 @@ from fmplex_tools.bench.fair.bench import Figure
 from fmplex_tools.bench.faults.checked import CheckedLoad
 from fmplex_tools.bench.fleet.deployed import Deployed
 
-KINDS = ("tritonserver", "server", "agent", "node", "controller", "door", "drain")
-"""By turns: tritonserver, `fmplex serve` with all that is below it, an agent, a whole node, the controller, Envoy; and
-a node is drained and used again."""
-REST = (0.5, 2.0)
-"""Seconds between one and the next, at random between these."""
+KINDS = ("tritonserver", "server", "agent", "node", "controller", "drain", "door")
+"""By turns: tritonserver, `fmplex serve` with all that is below it, an agent, a whole node, the controller; a node is
+drained and used again; and Envoy."""
+REST = (2.0, 4.0)
+"""Seconds between one and the next, at random between these: a gRPC channel that was refused waits for a second."""
 
 
 OURS, THEIRS = "fmplex_client", "Triton's own clients"
