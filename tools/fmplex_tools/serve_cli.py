@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from contextlib import nullcontext
@@ -25,6 +24,7 @@ from fmplex_tools.server.log_lines import host_message, json_line
 from fmplex_tools.server.process import ServerOptions, TritonServer
 from fmplex_tools.server.secure import ADMIN_HEADER, RESTRICTED, Secure
 from fmplex_tools.server.supervisor import Supervisor
+from fmplex_tools.server.told_to_stop import told_to_stop
 from fmplex_tools.server.warm import warm_python
 from fmplex_tools.serving import fetch_status, refusals, unreadable, vfm_table
 
@@ -86,9 +86,7 @@ def serve(
     admin_key = _admin_key_file(options)
     log_file = log_file or cache_dir() / "log" / f"tritonserver-{http_port}.log"
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    stop, ready = threading.Event(), threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop, ready = told_to_stop(), threading.Event()
     if secured is not None:
         secured.keep(admin_key)
     with log_file.open("w", buffering=1) as log, warm_python(options.repository) as warm:
