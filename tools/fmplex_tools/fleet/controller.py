@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -212,9 +212,8 @@ class Controller:
         for name, at in bound.items():
             if name not in self._devices or self._devices[name].at != at:
                 self._devices[name] = _Device(at=at)
-        for node in self._nodes:
-            own = [name for name, at in bound.items() if at.node == node.id]
-            if not own or self._released(own):
+        for node, own in self._on_nodes(bound):
+            if self._released(own):
                 continue
             try:
                 number, heard = self._cluster.agent(node).reports({name: self._devices[name].number for name in own})
@@ -258,7 +257,7 @@ class Controller:
         """Save ``desired`` with a plan that changes as little as can be. Raises `InvalidInput`."""
         usable = self._usable(fleet, bound, desired)
         self._planned_on, wish = usable, _wish(desired)
-        if fleet.run is not None and fleet.run.autoscale:
+        if _scales(fleet):
             every = self._all(fleet)
             self._need = Counter(map(kind_of, _enough(fleet, wish, every, desired.plan)))
             usable = _enough(fleet, wish, usable, desired.plan)
@@ -287,23 +286,21 @@ class Controller:
         self._next = replace(made, leads=made.leads | dict.fromkeys(self._sleeping(), ()))
         self._lead_to(up)
         replicas = {vfm: len(devices) for vfm, devices in planned.items()}
-        for node in self._nodes:
-            own = [name for name, at in bound.items() if at.node == node.id]
-            if own and all(now - self._devices[name].seen < STEP * 10 for name in own):
+        for node, own in self._on_nodes(bound):
+            if all(now - self._devices[name].seen < STEP * 10 for name in own):
                 self._order(node, own, replicas)
         self._acted = desired.number
 
     def _scale(self, bound: Mapping[str, Bound]) -> None:
         """Ask for the nodes that are needed, and let those go on which nothing is any more."""
-        if self._fleet.run is None or not self._fleet.run.autoscale:
+        if not _scales(self._fleet):
             return
         now = time.monotonic()
         if now - self._asked_for > _ASK_AGAIN:
             self._cluster.need(self._need)
             self._asked_for = now
-        for node in self._nodes:
-            own = [name for name, at in bound.items() if at.node == node.id]
-            if own and self._released(own):
+        for node, own in self._on_nodes(bound):
+            if self._released(own):
                 self._cluster.release(node)
 
     def _awaited(self) -> dict[str, int]:
@@ -313,7 +310,7 @@ class Controller:
 
     def _released(self, devices: Collection[str]) -> bool:
         """Whether a node's devices are not needed: nothing is planned for them, nothing is on them."""
-        if self._fleet.run is None or not self._fleet.run.autoscale or self._desired is None:
+        if not _scales(self._fleet) or self._desired is None:
             return False
         return all(
             not self._desired.plan.devices.get(name)
@@ -402,6 +399,12 @@ class Controller:
             raise InvalidInput("nothing was applied to this fleet yet; `fmplex fleet apply FLEET.yaml`")
         return self._desired
 
+    def _on_nodes(self, bound: Mapping[str, Bound]) -> Iterator[tuple[Node, list[str]]]:
+        """Nodes that have devices of the fleet, and which."""
+        for node in self._nodes:
+            if own := [name for name, at in bound.items() if at.node == node.id]:
+                yield node, own
+
     def _sleeping(self) -> set[str]:
         """vFMs whose physical FM sleeps."""
         asleep = self._desired.asleep if self._desired is not None else []
@@ -475,6 +478,11 @@ class Controller:
                 if one is None or one.report is None or vfm not in one.report.current:
                     found.add(vfm)
         return found
+
+
+def _scales(fleet: Fleet) -> bool:
+    """Whether nodes are asked for as they are needed."""
+    return fleet.run is not None and fleet.run.autoscale
 
 
 def _enough(fleet: Fleet, wish: Wish, devices: list[str], before: PlanFile) -> list[str]:
