@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,7 @@ class FMHost:
             "cost_model": {
                 "device": self._dispatcher.device.name,
                 "fit": str(self._dispatcher.fit),
+                "seconds": None if self._dispatcher.fit is None else asdict(self._dispatcher.fit.cost),
                 "error": None if self._dispatcher.fit is None else round(self._dispatcher.fit.error, 4),
             },
             "host_pid": os.getpid(),

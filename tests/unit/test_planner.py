@@ -19,10 +19,12 @@ from fmplex_tools.planner import exact, fast
 from fmplex_tools.planner.alternatives import without
 from fmplex_tools.planner.estimate import ROUNDS
 from fmplex_tools.planner.fleet_file import EXAMPLE, Fleet, parse_fleet
+from fmplex_tools.planner.packing import Packing
 from fmplex_tools.planner.placement import Placement, PlanFile
 from fmplex_tools.planner.planning import devices_more, missing_of, plan
 from fmplex_tools.planner.problem import FULLEST, problem_of
 from fmplex_tools.planner.replan import changes, replan
+from fmplex_tools.planner.verify import Finding, tightened, verify
 
 COST = {"alpha": 0.01, "beta": 1e-4, "gamma": 2e-4}
 
@@ -182,6 +184,48 @@ def test_replanning_moves_little() -> None:
     check(grown, again)
     assert not again.missing(problem_of(grown))
     assert len(changes(after, again).moved) <= 8
+
+
+def _crowded() -> Fleet:
+    """190 rows/s of 3.2 ms need more than half of a device, the others, with next to nothing to do, take half."""
+    cost = {"alpha": 5e-3, "gamma": 2e-5}
+    fms = {
+        name: {"memory": 100 * MB, "slots": 512, "cost": {"cpu": {**cost, "beta": beta}}}
+        for name, beta in (("light", 1e-6), ("heavy", 1e-4))
+    }
+    vfms = {fm: {"fm": fm, "rate": 1, "p99_ms": 500, "count": 190, "lengths": 32} for fm in fms}
+    return fleet_of(fms=fms, vfms=vfms)
+
+
+def _fms_by_device(packing: Packing) -> list[dict[int, int]]:
+    return sorted((found for d in range(4) if (found := packing.fms_of(d))), key=min)
+
+
+def test_fms_that_crowd_each_other_out_are_parted() -> None:
+    fleet = _crowded()
+    together = plan(fleet, solver="fast", checked=0)
+    assert _fms_by_device(together.packing) == [{0: 190, 1: 190}]
+    slow = {f.demand for f in verify(fleet, together.packing, [0]) if not f.good}
+    assert slow == {1}
+    for solver in ("fast", "exact"):
+        made = plan(fleet, solver=solver, checked=4)
+        assert made.good
+        assert _fms_by_device(made.packing) == [{0: 190}, {1: 190}]
+    kept = PlanFile.of(together.placement, together.problem)
+    moved = plan(fleet, before=kept, checked=4)
+    assert moved.good
+    assert moved.changes is not None
+    assert len(moved.changes.moved) == 190
+    assert _fms_by_device(moved.packing) == [{0: 190}, {1: 190}]
+
+
+def test_more_room_is_not_so_much_that_nothing_fits() -> None:
+    """However often it is too slow: what is alone on its device cannot have more than all of it."""
+    problem = problem_of(fleet_of(vfms={"a": {"fm": "small", "rate": 40, "p99_ms": 120, "lengths": 64}}))
+    assert problem.why_never(problem.demands[0]) is None
+    for _ in range(20):
+        problem = tightened(problem, [Finding(device=0, demand=0, rows=1000, p99=1.0, late=0.5)])
+        assert problem.why_never(problem.demands[0]) is None
 
 
 def test_a_plan_is_kept_by_names(tmp_path: Path) -> None:

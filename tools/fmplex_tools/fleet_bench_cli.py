@@ -1,4 +1,4 @@
-"""``fmplex bench fleet | hosted | plan``: a fleet of several nodes on this machine, and the planner by itself."""
+"""``fmplex bench fleet | hosted | cluster | plan``: a fleet of nodes on this machine, and the planner by itself."""
 
 from __future__ import annotations
 
@@ -8,8 +8,22 @@ import typer
 from rich.progress import Progress
 
 from fmplex_backend.errors import InvalidInput
-from fmplex_tools.bench.engine.command import FM, REPOSITORY, JsonFile, Repository, Seconds, Seed, carry_out
+from fmplex_backend.processor import processor_name
+from fmplex_tools.bench.engine.command import (
+    FM,
+    REPOSITORY,
+    JsonFile,
+    PlotsTo,
+    Repository,
+    Seconds,
+    Seed,
+    carry_out,
+    choices,
+)
 from fmplex_tools.bench.fair.bench import Outcome
+from fmplex_tools.console import err, out
+
+_CLUSTER_FMS = "minilm,bge,dinov2,fracast"
 
 
 def fleet(
@@ -84,15 +98,10 @@ def hosted(
 
       fmplex bench hosted --vfms 200 --nodes 2 --memory 1.5GB --seconds 20
     """
-    from pydantic import ByteSize, TypeAdapter, ValidationError
-
     from fmplex_tools.bench.fleet.hosted import HostedPlan
     from fmplex_tools.bench.fleet.hosted import hosted as scenario
 
-    try:
-        TypeAdapter(ByteSize).validate_python(memory)
-    except ValidationError:
-        raise InvalidInput(f"--memory {memory!r} is no size; e.g. '3 GB'") from None
+    _bytes(memory)
     asked = HostedPlan(
         source=repository,
         fm=FM,
@@ -110,6 +119,79 @@ def hosted(
 
     conditions = {"nodes": nodes, "memory": memory, "vfms": vfms, "demand": demand, "seed": seed}
     carry_out("hosted", measure, conditions, json_file, None)
+
+
+def _bytes(memory: str) -> int:
+    """Raises `InvalidInput`."""
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(memory))
+    except ValidationError:
+        raise InvalidInput(f"--memory {memory!r} is no size; e.g. '3 GB'") from None
+
+
+def cluster(
+    devices: Annotated[int, typer.Option(min=1, max=10_000, help="Of one kind, all alike.")] = 100,
+    fms: Annotated[str, typer.Option(help="Physical FMs of the catalogue; as many tasks on each.")] = _CLUSTER_FMS,
+    rates: Annotated[str, typer.Option(help="Rows a second of each task, comma-separated.")] = "0.1,0.5,1,2",
+    p99: Annotated[float, typer.Option(min=1, help="Milliseconds, or ten times a row alone if that is more.")] = 500.0,
+    memory: Annotated[str, typer.Option(help="Of one device, where devices are such as this machine.")] = "3 GB",
+    seed: Seed = 0,
+    json_file: JsonFile = None,
+    plots_to: PlotsTo = None,
+) -> None:
+    """How many tasks does a cluster host, as vFMs that are planned and as private copies? In virtual time.
+
+    Costs and memory of the physical FMs are measured first, on a server of its own. Then three kinds of devices:
+    this machine, as measured; a GPU, by assumption (80 GB, 100 times as fast, launches of 5 ms); and that GPU with all
+    that may be assumed in favour of private copies. Exits with 1 where at 1 row a second of each task the GPUs host
+    less than 12 times as many vFMs as copies.
+
+    Examples:
+
+      fmplex bench cluster --plots docs/plots
+
+      fmplex bench cluster --devices 10 --fms minilm,dinov2 --rates 1
+    """
+    from fmplex_tools.bench.cluster.bench import ClusterPlan
+    from fmplex_tools.bench.cluster.bench import cluster as scenario
+    from fmplex_tools.bench.cluster.measured import measured
+    from fmplex_tools.bench.cluster.picture import draw
+    from fmplex_tools.bench.cluster.world import gpu_world, kind_to_copies, measured_world
+    from fmplex_tools.catalogue.specs import FMS, MODALITIES
+    from fmplex_tools.fetching import fetch_backbone
+
+    chosen = {fm: FMS[fm] for fm in choices(fms, "--fms", list(FMS))}
+    asked = ClusterPlan(devices=devices, rates=_rates(rates), p99_ms=p99, seed=seed)
+    room = _bytes(memory)
+
+    def measure(progress: Progress, noted: dict[str, Any]) -> Outcome:
+        noted["machine"] = processor_name()
+        for backbone in chosen.values():
+            fetch_backbone(backbone, err)
+        line = progress.add_task("measuring the physical FMs", total=None)
+        found = measured(chosen, MODALITIES, seed)
+        progress.remove_task(line)
+        gpu = gpu_world(found)
+        outcome = scenario(asked, [measured_world(found, room), gpu, kind_to_copies(gpu)], gpu.name, progress)
+        if plots_to is not None:
+            out.print(f"drawn: {draw(outcome, plots_to)}")
+        return outcome
+
+    conditions = {"devices": devices, "fms": fms, "p99 ms": p99, "memory": memory, "seed": seed}
+    carry_out("cluster", measure, conditions, json_file, None)
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    """Raises `InvalidInput`."""
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(0.001 <= rate <= 10_000 for rate in found):
+        raise InvalidInput(f"--rates is {text!r}; give numbers from 0.001 to 10000, comma-separated")
+    return found
 
 
 def plan(

@@ -6,6 +6,7 @@ FM is there, and a ceiling holds there (a vFM with that ceiling is on it). With 
 - memory: Σ n·bytes + Σ FM's bytes ≤ the device's;
 - slots: Σ n·slots ≤ the FM's, where the FM is;
 - time, for each ceiling c that holds: Σ n·(work + spread / c) + Σ α_f / c ≤ 1;
+- FMs of a device: no more than it may have;
 - a vFM's replicas on different devices: n ≤ how many vFMs of the demand there are.
 
 Of devices that are alike, the first are used.
@@ -144,6 +145,8 @@ def _bound_device(program: _Program, problem: Problem, device: int) -> None:
         slots = {("n", number, device): float(demand.slots) for number, demand in own.items()}
         program.bound({**slots, ("fm", fm, device): -shared.slots}, 0)
         program.bound({("fm", fm, device): 1, ("used", device, 0): -1}, 0)
+    if problem.most_fms is not None:
+        program.bound({("fm", fm, device): 1 for fm in range(len(problem.fms))}, problem.most_fms)
     runs = {n: demand.asked[kind] for n, demand in enumerate(problem.demands) if demand.asked[kind].ceiling > 0}
     names = {number: len(problem.demands[number].names) for number in runs}
     for number, one in runs.items():

@@ -59,6 +59,8 @@ class Packing:
         new = self._fms[demand.fm] == 0
         good: NDArray[np.bool_] = self._taken + demand.memory + new * fm.memory <= self._memory
         good &= self._slots[demand.fm] + demand.slots <= fm.slots
+        if self.problem.most_fms is not None:
+            good &= np.count_nonzero(self._fms, axis=0) + new <= self.problem.most_fms
         good &= time <= FULL
         good &= self._work + self._asked_work[piece.demand][self._kind] <= FULLEST
         for taken in (self._where.get(piece, ()), *(self._groups.get(group, ()) for group in demand.apart)):
@@ -186,6 +188,10 @@ class Packing:
     def round_of(self, device: int) -> float:
         """Seconds that a round should take there."""
         return float(self._round[device] / (1 - self._work[device]))
+
+    def fms_of(self, device: int) -> dict[int, int]:
+        """The FMs that are there, and replicas of how many vFMs of each."""
+        return {int(fm): int(self._fms[fm, device]) for fm in np.flatnonzero(self._fms[:, device])}
 
     def work_of(self, device: int) -> float:
         """Part of its time that rows take."""

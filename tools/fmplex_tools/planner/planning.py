@@ -67,6 +67,7 @@ def plan(
     more room. Raises `InvalidInput`.
     """
     problem, tightenings = problem_of(fleet), 0
+    best: Plan | None = None
     while True:
         tell("placing")
         made = _placed(problem, before, solver, seconds, tell)
@@ -75,9 +76,30 @@ def plan(
         tell(f"simulating the {checked} fullest devices")
         findings = verify(fleet, made.packing, fullest(made.packing, checked), seed=seed)
         made = replace(made, findings=findings, tightenings=tightenings)
-        if all(finding.good for finding in findings) or tightenings == ATTEMPTS:
-            return made
-        problem, tightenings = tightened(problem, findings), tightenings + 1
+        best = made if best is None else min(best, made, key=_badness)
+        if best.good or tightenings == ATTEMPTS:
+            return best
+        problem, tightenings = _with_more_room(made, fewer_fms=made is best), tightenings + 1
+
+
+def _badness(made: Plan) -> tuple[int, int, float]:
+    """What is to be low: vFMs without a place, what the simulator finds too slow, the price."""
+    slow = sum(not finding.good for finding in made.findings)
+    return len(made.placement.missing(made.problem)), slow, made.placement.price(made.problem)
+
+
+def _with_more_room(made: Plan, *, fewer_fms: bool) -> Problem:
+    """What to plan after ``made``, which is too slow: with fewer FMs on a device, else with more room for each.
+
+    FMs that share a device each take an even part of it if they can, with batches that are small for that; one that
+    needs more than its part is too slow beside them, however little the others have to do.
+    """
+    problem = made.problem
+    slow = {finding.device for finding in made.findings if not finding.good}
+    most = max((len(made.packing.fms_of(device)) for device in slow), default=1)
+    if fewer_fms and most > 1:
+        return replace(problem, most_fms=most // 2)
+    return tightened(replace(problem, most_fms=None) if not fewer_fms else problem, made.findings)
 
 
 def _placed(problem: Problem, before: PlanFile | None, solver: Solver, seconds: float, tell: Tell) -> Plan:

@@ -92,6 +92,8 @@ class Problem:
     demands: tuple[Demand, ...]
     spread: bool = False
     """Whether all devices are to be used, and not as few as will do."""
+    most_fms: int | None = None
+    """FMs that a device may have; None: as many as fit."""
 
     @property
     def devices(self) -> int:

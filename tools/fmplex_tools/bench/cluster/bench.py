@@ -1,0 +1,118 @@
+"""How many tasks so many devices host within a latency target: vFMs by the planner, and private copies.
+
+What the planner places is simulated with the queue that serves (`fmplex_tools.planner.verify`), the fullest devices of
+each plan; copies likewise (`copies`), each of them. The same rows come in for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rich.progress import Progress
+
+from fmplex_tools.bench.cluster.copies import Copies, largest, most_copies
+from fmplex_tools.bench.cluster.world import MOST_ROWS, MOST_VFMS, World
+from fmplex_tools.bench.fair.bench import Figure, Outcome
+from fmplex_tools.planner.fleet_file import Fleet
+from fmplex_tools.planner.planning import plan
+
+GOAL = 12.0
+CURVES = "tasks by rate"
+"""Of the details: world → title → tasks at each rate."""
+KIND = "device"
+CHECKED = 4
+PLACING_SECONDS = 5.0
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterPlan:
+    """What is asked."""
+
+    devices: int = 100
+    rates: tuple[float, ...] = (0.1, 0.5, 1.0, 2.0)
+    """Rows a second of each task."""
+    goal_rate: float = 1.0
+    """The one by which the goal is judged."""
+    p99_ms: float = 500.0
+    seed: int = 0
+
+
+def cluster(asked: ClusterPlan, worlds: list[World], judged: str, progress: Progress) -> Outcome:
+    """Every rate in every world; the goal is judged in the one named ``judged``."""
+    line = progress.add_task("", total=len(worlds) * len(asked.rates))
+    outcome = Outcome()
+    curves: dict[str, dict[str, list[float]]] = {}
+    for world in worlds:
+        curves[world.name] = {"FMplex": [], "best-effort co-location": [], "spatial partitions": []}
+        for rate in asked.rates:
+            progress.update(line, description=f"{world.name}, {rate:g} rows/s of each task", advance=1)
+            shared = most_vfms(world, asked, rate)
+            free = most_copies(world, "shared", rate, asked.p99_ms / 1e3, asked.seed)
+            parts = most_copies(world, "partitions", rate, asked.p99_ms / 1e3, asked.seed)
+            found = (shared, free.count * asked.devices, parts.count * asked.devices)
+            for own, tasks in zip(curves[world.name].values(), found, strict=True):
+                own.append(tasks)
+            outcome.figures += _figures(asked, world, rate, shared, free, parts, judged)
+    progress.remove_task(line)
+    outcome.details[CURVES] = {"rates": list(asked.rates), **curves}
+    return outcome
+
+
+def _figures(
+    asked: ClusterPlan, world: World, rate: float, shared: int, free: Copies, parts: Copies, judged: str
+) -> list[Figure]:
+    part = f"{world.name}, {rate:g} rows/s of each task ({world.says})"
+    best = max(free.count, parts.count) * asked.devices
+    ratio = shared / best if best else float("inf")
+    judged_here = world.name == judged and rate == asked.goal_rate
+    goal, good = (f"≥ {GOAL:g}×", ratio >= GOAL) if judged_here else ("", None)
+    return [
+        Figure(part, "vFMs", shared),
+        Figure(part, f"private copies, best effort (limit: {free.limit})", free.count * asked.devices),
+        Figure(part, f"… in spatial partitions (limit: {parts.limit})", parts.count * asked.devices),
+        Figure(part, "vFMs to the more of both", ratio, "×", goal, good),
+    ]
+
+
+def most_vfms(world: World, asked: ClusterPlan, rate: float) -> int:
+    """About the most tasks, as many on each FM, that the planner places on all devices, none too slow."""
+    each = largest(asked.devices * MOST_VFMS, lambda count: _placed(world, asked, rate, count))
+    return each * len(world.fms)
+
+
+def _placed(world: World, asked: ClusterPlan, rate: float, each: int) -> bool:
+    fleet = _fleet(world, asked, rate, each)
+    for checked in (0, CHECKED):  # what has no place needs no simulation
+        made = plan(fleet, solver="fast", seconds=PLACING_SECONDS, checked=checked, seed=asked.seed)
+        if not made.good:
+            return False
+    return True
+
+
+def _fleet(world: World, asked: ClusterPlan, rate: float, each: int) -> Fleet:
+    whole: dict[str, Any] = {
+        "devices": {KIND: {"count": asked.devices, "memory": world.memory}},
+        "headroom": 0.0,
+        "fms": {},
+        "vfms": {},
+    }
+    for fm in world.fms:
+        cost = {"alpha": fm.cost.alpha, "beta": fm.cost.beta, "gamma": fm.cost.gamma, "delta": fm.cost.delta}
+        whole["fms"][fm.name] = {
+            "memory": fm.replica,
+            "slots": MOST_VFMS,
+            "max_batch_rows": MOST_ROWS,
+            "cost": {KIND: cost},
+        }
+        whole["vfms"][f"on_{fm.name}"] = {
+            "fm": fm.name,
+            "count": each,
+            "memory": fm.vfm,
+            "rate": rate,
+            "lengths": dict(fm.lengths),
+            "p99_ms": 1e3 * fm.target(asked.p99_ms / 1e3),
+        }
+    return Fleet.model_validate(whole)
