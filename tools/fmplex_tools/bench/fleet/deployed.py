@@ -157,7 +157,9 @@ class Deployed:
                 if good(told):
                     return told
             time.sleep(0.2)
-        raise EngineFailure(f"{what_not} after {SETTLED:.0f} s: {told}")
+        missing, problems = told.get("missing", ()), told.get("problems", {})
+        some = f"; {len(missing)} vFMs have no place, such as {missing[0]}" if missing else ""
+        raise EngineFailure(f"{what_not} after {SETTLED:.0f} s{some}; problems: {problems or 'none'}")
 
     def busiest(self) -> str:
         """The device with most vFMs."""

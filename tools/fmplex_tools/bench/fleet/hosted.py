@@ -43,6 +43,7 @@ class HostedPlan(FleetRun):
     vfms: int = 800
     spare: int = 0
     replicas: int = 1
+    slots: int = 128
     demand: float = 0.05
     """Requests a second of each task."""
     seconds: float = 60.0
