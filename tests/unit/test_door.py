@@ -99,3 +99,17 @@ def test_tls(tmp_path: Path) -> None:
     tls = listener["filter_chains"][0]["transport_socket"]["typed_config"]["common_tls_context"]
     assert tls["tls_certificates"][0]["private_key"] == {"filename": "/etc/door.key"}
     assert tls["alpn_protocols"] == ["h2", "http/1.1"]
+
+
+def test_a_server_in_many_sets_is_asked_for_its_health_less_often_for_each(tmp_path: Path) -> None:
+    servers = [Server(f"s{n}", "127.0.0.1", 8000, 8100, 8200) for n in range(60)]
+
+    def seconds(vfms: int) -> float:
+        folder = tmp_path / str(vfms)
+        folder.mkdir()
+        write_clusters(folder, DOOR, servers, {f"v{n}": ["s0", f"s{n + 1}"] for n in range(vfms)})
+        intervals = {one["health_checks"][0]["interval"] for one in read(folder, CLUSTERS)["resources"]}
+        (found,) = intervals
+        return float(found.removesuffix("s"))
+
+    assert [seconds(count) for count in (1, 7, 8, 15, 16, 50)] == [1, 1, 2, 2, 4, 8]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ vfms:
 run: {name: f, repository: nowhere, store: STORE, lost_after: 60, autoscale: true}
 """
 
+VFM = VfmContent(fm="tiny", config="", versions={"1": "0"})
+CONTENTS = Contents(fms={"tiny": FMContent(config="")}, vfms={"hot": VFM, "still": VFM})
+
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,13 +43,12 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def running(folder: Path, cluster: Machines) -> Iterator[Callable[[], dict[str, Any]]]:
+def running(folder: Path, cluster: Machines) -> Iterator[Controller]:
     fleet = parse_fleet(FLEET.replace("STORE", str(folder)), "here")
-    vfm = VfmContent(fm="tiny", config="", versions={"1": "0"})
     controller = Controller(cluster, Claims(str(folder), "f"), fleet, 60.0)
     try:
-        controller.apply(fleet, Contents(fms={"tiny": FMContent(config="")}, vfms={"hot": vfm, "still": vfm}))
-        yield controller.status
+        controller.apply(fleet, CONTENTS)
+        yield controller
     finally:
         controller.down()
 
@@ -58,7 +60,8 @@ def replicas(told: dict[str, Any]) -> dict[str, int]:
 def test_nodes_come_with_the_load_and_go_with_it(tmp_path: Path) -> None:
     cluster = Machines(nodes=0, most=3)
     cluster.loads = {"hot": Load(1.0)}
-    with running(tmp_path, cluster) as status:
+    with running(tmp_path, cluster) as controller:
+        status = controller.status
         wait_for(lambda: replicas(status()) == {"hot": 1, "still": 1}, "a node has come for the least there is")
         assert len(cluster.there) == 1
         cluster.loads = {"hot": Load(40.0)}
@@ -74,7 +77,8 @@ def test_nodes_come_with_the_load_and_go_with_it(tmp_path: Path) -> None:
 def test_where_no_node_comes_the_status_says_what_there_is_no_room_for(tmp_path: Path) -> None:
     cluster = Machines(nodes=1, most=2)
     cluster.loads = {"hot": Load(40.0)}
-    with running(tmp_path, cluster) as status:
+    with running(tmp_path, cluster) as controller:
+        status = controller.status
         wait_for(lambda: replicas(status()) == {"hot": 2, "still": 1}, "those that fit are there")
         told = status()
         assert told["awaited"] == {"cpu": 1}
@@ -84,7 +88,8 @@ def test_where_no_node_comes_the_status_says_what_there_is_no_room_for(tmp_path:
 
 def test_what_sleeps_needs_no_node_and_wakes_when_it_is_waited_for(tmp_path: Path) -> None:
     cluster = Machines(nodes=1, most=3)
-    with running(tmp_path, cluster) as status:
+    with running(tmp_path, cluster) as controller:
+        status = controller.status
         wait_for(lambda: status()["asleep"] == ["tiny"], "nobody calls it")
         wait_for(lambda: cluster.there == [], "no node is left")
         told = status()
@@ -93,3 +98,14 @@ def test_what_sleeps_needs_no_node_and_wakes_when_it_is_waited_for(tmp_path: Pat
         assert cluster.led.on == {"hot": (), "still": ()}, "the door knows them and lets requests wait"
         cluster.waiting = ("still",)
         wait_for(lambda: replicas(status()) == {"hot": 1, "still": 1}, "it is served again")
+
+
+def test_a_fleet_that_is_not_to_scale_any_more_asks_for_nothing(tmp_path: Path) -> None:
+    cluster = Machines(nodes=1, most=2)
+    cluster.loads = {"hot": Load(40.0)}
+    with running(tmp_path, cluster) as controller:
+        wait_for(lambda: controller.status()["awaited"] == {"cpu": 1}, "there is room for less than comes in")
+        edited = FLEET.replace("autoscale: true", "autoscale: false").replace("STORE", str(tmp_path))
+        controller.apply(parse_fleet(edited, "here"), CONTENTS)
+        wait_for(lambda: controller.status()["awaited"] == {}, "nobody is waited for")
+        assert cluster.needed == {}

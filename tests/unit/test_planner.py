@@ -228,6 +228,20 @@ def test_more_room_is_not_so_much_that_nothing_fits() -> None:
         assert problem.why_never(problem.demands[0]) is None
 
 
+def test_a_device_that_has_become_too_full_of_very_many() -> None:
+    vfms = {f"v{n}": {"fm": "small", "rate": 0.1 + n / 1e4, "p99_ms": 500, "lengths": 8} for n in range(400)}
+    fms = {"small": {"memory": 300 * MB, "slots": 1000, "cost": {"cpu": COST}}}
+    fleet = fleet_of(vfms=vfms, fms=fms)
+    before = fast.pack(problem_of(fleet)).placement()
+    assert len(before.by_device()) == 1
+    hotter = fleet_of(vfms={name: {**vfm, "rate": 20 * vfm["rate"]} for name, vfm in vfms.items()}, fms=fms)
+    problem = problem_of(hotter)
+    after = replan(problem, before).placement()
+    check(hotter, after)
+    assert not after.missing(problem)
+    assert 0 < len(changes(before, after).moved) < 300
+
+
 def test_a_plan_is_kept_by_names(tmp_path: Path) -> None:
     fleet = random_fleet(3)
     problem = problem_of(fleet)

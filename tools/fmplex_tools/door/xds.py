@@ -4,7 +4,8 @@
 2. Routes are looked up by that header in a hash table, so that a hundred thousand vFMs cost what one does. Each counts
    for itself: ``vhost.fmplex.route.NAME.upstream_rq_*``.
 3. vFMs that are on the same servers share a pair of clusters, one to their HTTP and one to their gRPC ports.
-4. A server is asked for its health at its `fmplex serve`'s health port, which answers by real inferences.
+4. A server is asked for its health at its `fmplex serve`'s health port, which answers by real inferences; the more
+   sets it is in, the less often for each.
 5. What is for a vFM that is on no server at the moment waits (`fmplex_tools.door.waiting`).
 6. Files are replaced by renaming, the only thing that Envoy sees; clusters before the routes that lead to them.
 """
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +33,8 @@ NOT_FOUND, UNAVAILABLE = 5, 14
 """gRPC's codes."""
 _WAITING = "waiting"
 """Name of the cluster."""
+MOST_CHECKS = 16
+"""Questions a second for one server's health, of all clusters together; requests that fail are noticed anyway."""
 MOST_BODY = 64 << 20
 """Bytes of a request that the door holds: gRPC's unary calls are read whole, and what may be sent again is kept."""
 
@@ -88,8 +93,9 @@ def write_clusters(
     wanted = {_set_name(names): names for names in _sets(known, on).values() if names}
     wanted["all"] = tuple(sorted(known))
     before = _cluster_sets(folder)
+    every = _check_seconds({**before, **wanted}.values())
     clusters = [
-        _cluster(kind, name, [known[server] for server in names if server in known], door)
+        _cluster(kind, name, [known[server] for server in names if server in known], door, every)
         for name, names in sorted({**before, **wanted}.items())
         for kind in ("http", "grpc")
     ]
@@ -296,14 +302,25 @@ def _input(header: str) -> Json:
     }
 
 
-def _cluster(kind: str, name: str, servers: Sequence[Server], door: Door) -> Json:
-    """Of these servers, at their HTTP or gRPC ports."""
+def _check_seconds(sets: Iterable[Sequence[str]]) -> int:
+    """Between two questions for a server's health by one cluster, so that all of them ask it `MOST_CHECKS` a second.
+
+    A power of two: clusters that change are made anew, their connections too.
+    """
+    of_server = Counter(name for names in sets for name in names)
+    asked = 2 * max(of_server.values(), default=1)
+    return 1 << max(0, math.ceil(math.log2(asked / MOST_CHECKS)))
+
+
+def _cluster(kind: str, name: str, servers: Sequence[Server], door: Door, every: int) -> Json:
+    """Of these servers, at their HTTP or gRPC ports; asked for their health every so many seconds."""
     versions: Json = {"http2_protocol_options": {}} if kind == "grpc" else {"http_protocol_options": {}}
     endpoints = [_endpoint(server, kind) for server in servers]
     checks = {
         "timeout": "2s",
-        "interval": "1s",
-        "no_traffic_interval": "1s",
+        "interval": f"{every}s",
+        "no_traffic_interval": f"{every}s",
+        "unhealthy_interval": "1s",
         "unhealthy_threshold": 2,
         "healthy_threshold": 1,
         "http_health_check": {"path": "/v2/health/ready"},

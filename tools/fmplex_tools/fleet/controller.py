@@ -294,6 +294,9 @@ class Controller:
     def _scale(self, bound: Mapping[str, Bound]) -> None:
         """Ask for the nodes that are needed, and let those go on which nothing is any more."""
         if not _scales(self._fleet):
+            if self._need:  # it did until its file was edited
+                self._cluster.need({})
+                self._need.clear()
             return
         now = time.monotonic()
         if now - self._asked_for > _ASK_AGAIN:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from fmplex_tools.planner import exact, fast
 from fmplex_tools.planner.fleet_file import Fleet
-from fmplex_tools.planner.packing import Packing
+from fmplex_tools.planner.packing import Packing, pieces_of
 from fmplex_tools.planner.placement import Placement, PlanFile
 from fmplex_tools.planner.problem import Problem, problem_of
 from fmplex_tools.planner.replan import Changes, changes, replan
@@ -18,6 +18,8 @@ from fmplex_tools.planner.verify import Finding, fullest, tightened, verify
 Solver = Literal["auto", "exact", "fast"]
 ATTEMPTS = 4
 """Times that ceilings are lowered where the simulator finds a p99 missed."""
+MANY_DEVICES = 8
+"""For each FM, from which on each has devices of its own: one more of each would be an eighth at most."""
 MOST_EXTRA = 20_000
 """Replicas without a place up to which it is found out what would hold them."""
 
@@ -66,20 +68,28 @@ def plan(
     ``checked``: devices, the fullest, that are simulated; where they miss a p99, what they hold is placed anew with
     more room. Raises `InvalidInput`.
     """
-    problem, tightenings = problem_of(fleet), 0
+    problem, tightenings = _parted(problem_of(fleet)), 0
     best: Plan | None = None
     while True:
         tell("placing")
-        made = _placed(problem, before, solver, seconds, tell)
+        made = _placed(problem, before, solver, seconds, tell, best)
         if not checked:
             return made
         tell(f"simulating the {checked} fullest devices")
         findings = verify(fleet, made.packing, fullest(made.packing, checked), seed=seed)
         made = replace(made, findings=findings, tightenings=tightenings)
+        fits = best is None or len(made.placement.missing(problem)) <= len(best.placement.missing(best.problem))
         best = made if best is None else min(best, made, key=_badness)
         if best.good or tightenings == ATTEMPTS:
             return best
-        problem, tightenings = _with_more_room(made, fewer_fms=made is best), tightenings + 1
+        problem, tightenings = _with_more_room(made if fits else best, fewer_fms=fits), tightenings + 1
+
+
+def _parted(problem: Problem) -> Problem:
+    """With devices of its own for each FM, where so many are needed that this costs little: see `_with_more_room`."""
+    least = fast.least_price(problem) / min(kind.price for kind in problem.kinds)
+    many = least >= MANY_DEVICES * len(problem.fms) and not problem.spread
+    return replace(problem, most_fms=1) if many else problem
 
 
 def _badness(made: Plan) -> tuple[int, int, float]:
@@ -89,25 +99,29 @@ def _badness(made: Plan) -> tuple[int, int, float]:
 
 
 def _with_more_room(made: Plan, *, fewer_fms: bool) -> Problem:
-    """What to plan after ``made``, which is too slow: with fewer FMs on a device, else with more room for each.
+    """What to plan after ``made``, which is too slow: with fewer FMs on a device, else with more room for what is slow.
 
     FMs that share a device each take an even part of it if they can, with batches that are small for that; one that
     needs more than its part is too slow beside them, however little the others have to do.
     """
-    problem = made.problem
     slow = {finding.device for finding in made.findings if not finding.good}
     most = max((len(made.packing.fms_of(device)) for device in slow), default=1)
     if fewer_fms and most > 1:
-        return replace(problem, most_fms=most // 2)
-    return tightened(replace(problem, most_fms=None) if not fewer_fms else problem, made.findings)
+        return replace(made.problem, most_fms=most // 2)
+    return tightened(made.problem, made.findings)
 
 
-def _placed(problem: Problem, before: PlanFile | None, solver: Solver, seconds: float, tell: Tell) -> Plan:
+def _placed(
+    problem: Problem, before: PlanFile | None, solver: Solver, seconds: float, tell: Tell, last: Plan | None
+) -> Plan:
+    """Anew, or as a change to what was ``before``; of a large fleet, to the ``last`` plan that was too slow."""
     bound = fast.least_price(problem)
     if before is not None:
         old = before.placement(problem)
         packing = replan(problem, old)
         return Plan(packing, "what was there stays where it can", bound, changes=changes(old, packing.placement()))
+    if last is not None and len(pieces_of(problem)) > fast.MANY and problem.most_fms == last.problem.most_fms:
+        return Plan(replan(problem, last.placement), "best fit, and what was too slow moved", bound)
     packing = fast.pack(problem, seconds)
     if problem.spread:
         return Plan(packing, "spread over all devices", bound)

@@ -65,7 +65,8 @@ def _relieved(packing: Packing, device: int) -> list[Piece]:
             packing.remove(piece, device)
             gone.append(piece)
     while packing.on[device] and max(packing.fullness(device).values()) > FULL:
-        piece = max(packing.on[device], key=lambda one: _relief(packing, device, one))
+        alike = {piece.demand: piece for piece in packing.on[device]}  # those of one demand all take the same
+        piece = max(alike.values(), key=lambda one: _relief(packing, device, one))
         packing.remove(piece, device)
         gone.append(piece)
     return gone

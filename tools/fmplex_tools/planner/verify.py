@@ -22,11 +22,11 @@ from fmplex_tools.planner.packing import Packing
 from fmplex_tools.planner.problem import Demand, Problem, Traffic
 
 ROWS = 20_000
-"""Simulated of each physical FM on a device, about."""
+"""Simulated of a device, about."""
 LONGEST = 3600.0
 """Virtual seconds at most."""
 QUANTILE = 0.99
-MORE, STEP = 1.1, 0.85
+MORE, STEP = 1.2, 0.8
 """By which work is raised and ceilings are lowered where the simulator finds rows too late."""
 
 
@@ -66,12 +66,22 @@ def fullest(packing: Packing, most: int) -> list[int]:
 
 
 def tightened(problem: Problem, findings: Iterable[Finding]) -> Problem:
-    """With more room for all vFMs of the physical FMs that had some that were too late.
+    """With more room for the vFMs that were too late; where half of their FM's were, for all of that FM.
 
     Never so much that an empty device would not hold what one held before.
     """
-    late = {problem.demands[finding.demand].fm for finding in findings if not finding.good}
-    demands = (_tightened(problem, demand) if demand.fm in late else demand for demand in problem.demands)
+    late: dict[int, set[int]] = defaultdict(set)
+    seen: dict[int, set[int]] = defaultdict(set)
+    for finding in findings:
+        fm = problem.demands[finding.demand].fm
+        seen[fm].add(finding.demand)
+        if not finding.good:
+            late[fm].add(finding.demand)
+    whole = {fm for fm, slow in late.items() if 2 * len(slow) > len(seen[fm])}
+    demands = (
+        _tightened(problem, demand) if demand.fm in whole or number in late[demand.fm] else demand
+        for number, demand in enumerate(problem.demands)
+    )
     return replace(problem, demands=tuple(demands))
 
 
@@ -92,7 +102,7 @@ def _on(fleet: Fleet, packing: Packing, device: int, seed: int) -> Iterator[Find
     if not sum(rates):
         return
     kind = problem.kinds[problem.kind_of[device]].name
-    span = min(LONGEST, ROWS * len({problem.demands[piece.demand].fm for piece in pieces}) / sum(rates))
+    span = min(LONGEST, ROWS / sum(rates))
     rng = np.random.default_rng([seed, device])
     arrivals: list[Arrival] = []
     policies: dict[int, dict[str, VfmPolicy]] = defaultdict(dict)
