@@ -77,7 +77,7 @@ def fleet(
 
 
 def hosted(
-    vfms: Annotated[int, typer.Option(min=8, max=2000, help="Of the fleet.")] = 800,
+    vfms: Annotated[int, typer.Option(min=8, max=2000, help="Of the fleet.")] = 660,
     nodes: Annotated[int, typer.Option(min=2, max=32, help="Each with a tritonserver.")] = 4,
     memory: Annotated[str, typer.Option(help="Of a node, for all that runs on it.")] = "3 GB",
     demand: Annotated[float, typer.Option(min=0.001, max=100, help="Requests a second of each task.")] = 0.05,

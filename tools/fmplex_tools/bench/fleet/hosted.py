@@ -40,7 +40,7 @@ Tell = Callable[[str], None]
 class HostedPlan(FleetRun):
     """What is to be tried."""
 
-    vfms: int = 800
+    vfms: int = 660
     spare: int = 0
     replicas: int = 1
     slots: int = 128
