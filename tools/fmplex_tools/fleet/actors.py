@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 import ray
@@ -216,10 +218,24 @@ def run_of(fleet: Fleet) -> RunSpec:
 def connect(address: str) -> None:
     """To the Ray cluster at ``address``; ``auto`` is the one of this machine. Raises `Unavailable`."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    with _own_sigterm():
+        try:
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise Unavailable(f"no Ray cluster at {address!r} ({error}); `ray start --head` starts one") from None
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """SIGTERM stays whose it was: Ray takes it, and would end this process with nothing cleaned up."""
+    if threading.current_thread() is not threading.main_thread():  # there Ray leaves it alone
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise Unavailable(f"no Ray cluster at {address!r} ({error}); `ray start --head` starts one") from None
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def disconnect() -> None:
