@@ -15,12 +15,13 @@ from fmplex_backend.scheduling.cost import CostModel
 from fmplex_backend.scheduling.interface import VfmPolicy
 from fmplex_backend.scheduling.policies import make_queue
 from fmplex_tools.bench.cluster.bench import CURVES, ClusterPlan, cluster
-from fmplex_tools.bench.cluster.copies import _simulated, largest, most_copies
+from fmplex_tools.bench.cluster.copies import CLOSE, _simulated, most_copies
 from fmplex_tools.bench.cluster.picture import draw
 from fmplex_tools.bench.cluster.world import OnDevice, gpu_world, kind_to_copies, measured_world
 from fmplex_tools.bench.simulate.device import Device
 from fmplex_tools.bench.simulate.together import Part, together
 from fmplex_tools.bench.simulate.trace import Arrival
+from fmplex_tools.planner.search import largest
 
 MB = 10**6
 COST = CostModel(alpha=0.01, beta=1e-4, gamma=1e-4)
@@ -35,10 +36,12 @@ def test_the_largest_that_is_good(most: int, bound: int) -> None:
         tried.append(count)
         return count <= bound
 
-    found = largest(most, good)
+    found = largest(good, most, CLOSE)
     best = min(most, bound)
     assert found <= best <= found * 1.03 + 1
     assert all(0 < count <= most for count in tried)
+    assert largest(good, most) == best
+    assert largest(good) == bound
 
 
 def test_memory_limits_copies_that_have_little_to_do() -> None:

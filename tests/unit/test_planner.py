@@ -19,7 +19,7 @@ from fmplex_tools.planner import exact, fast
 from fmplex_tools.planner.alternatives import without
 from fmplex_tools.planner.estimate import ROUNDS
 from fmplex_tools.planner.fleet_file import EXAMPLE, Fleet, parse_fleet
-from fmplex_tools.planner.packing import Packing
+from fmplex_tools.planner.packing import Packing, pieces_of
 from fmplex_tools.planner.placement import Placement, PlanFile
 from fmplex_tools.planner.planning import devices_more, missing_of, plan
 from fmplex_tools.planner.problem import FULLEST, problem_of
@@ -27,6 +27,7 @@ from fmplex_tools.planner.replan import changes, replan
 from fmplex_tools.planner.verify import Finding, tightened, verify
 
 COST = {"alpha": 0.01, "beta": 1e-4, "gamma": 2e-4}
+TOO_LATE = Finding(device=0, demand=0, rows=1000, p99=1.0, late=0.5)
 
 
 def fleet_of(**parts: Any) -> Fleet:
@@ -220,12 +221,36 @@ def test_fms_that_crowd_each_other_out_are_parted() -> None:
 
 
 def test_more_room_is_not_so_much_that_nothing_fits() -> None:
-    """However often it is too slow: what is alone on its device cannot have more than all of it."""
-    problem = problem_of(fleet_of(vfms={"a": {"fm": "small", "rate": 40, "p99_ms": 120, "lengths": 64}}))
+    """However often it is too slow: no vFM is given more than all of a device."""
+    problem = problem_of(fleet_of(vfms={"a": {"fm": "small", "rate": 40, "p99_ms": 120, "lengths": 64, "count": 2}}))
     assert problem.why_never(problem.demands[0]) is None
     for _ in range(20):
-        problem = tightened(problem, [Finding(device=0, demand=0, rows=1000, p99=1.0, late=0.5)])
+        packing = Packing(problem)
+        for piece in pieces_of(problem):
+            packing.add(piece, 0)
+        problem = tightened(packing, [TOO_LATE])
         assert problem.why_never(problem.demands[0]) is None
+    assert problem.demands[0].replicas == 1
+
+
+def test_what_is_late_on_a_device_of_its_own_is_given_a_replica() -> None:
+    fleet = fleet_of(vfms={"a": {"fm": "small", "rate": 40, "p99_ms": 120, "lengths": 64}})
+    problem = problem_of(fleet)
+    for replicas in (2, 3, 4, 4):  # there are four devices
+        problem = tightened(fast.pack(problem), [TOO_LATE])
+        assert problem.demands[0].replicas == replicas
+    asked = fleet_of(vfms={"a": {**fleet.vfms["a"].model_dump(), "replicas": 4}})
+    work, as_asked = problem.demands[0].asked[0].work, problem_of(asked).demands[0].asked[0].work
+    assert as_asked <= work <= 1.2 * as_asked  # the last time it was given more room instead
+
+
+def test_a_vfm_that_the_simulator_finds_too_late_alone() -> None:
+    fleet = fleet_of(vfms={"hot": {"fm": "small", "rate": 110, "p99_ms": 100, "lengths": {16: 1, 64: 1}}})
+    assert not all(finding.good for finding in verify(fleet, fast.pack(problem_of(fleet)), [0]))
+    made = plan(fleet, solver="fast")
+    assert made.good
+    assert made.tightenings == 1
+    assert len(made.placement.on["hot"]) == 2
 
 
 def test_a_device_that_has_become_too_full_of_very_many() -> None:

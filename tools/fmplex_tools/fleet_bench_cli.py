@@ -19,6 +19,7 @@ from fmplex_tools.bench.engine.command import (
     Seed,
     carry_out,
     choices,
+    numbers,
 )
 from fmplex_tools.bench.fair.bench import Outcome
 from fmplex_tools.console import err, out
@@ -163,8 +164,10 @@ def cluster(
     from fmplex_tools.fetching import fetch_backbone
 
     chosen = {fm: FMS[fm] for fm in choices(fms, "--fms", list(FMS))}
-    asked = ClusterPlan(devices=devices, rates=_rates(rates), p99_ms=p99, seed=seed)
+    asked = ClusterPlan(devices=devices, rates=tuple(numbers(rates, "--rates", 0.001, 10_000.0)), p99_ms=p99, seed=seed)
     room = _bytes(memory)
+    if asked.goal_rate not in asked.rates:
+        err.print(f"no goal is judged: it is one for {asked.goal_rate:g} row/s, which --rates does not have")
 
     def measure(progress: Progress, noted: dict[str, Any]) -> Outcome:
         noted["machine"] = processor_name()
@@ -181,17 +184,6 @@ def cluster(
 
     conditions = {"devices": devices, "fms": fms, "p99 ms": p99, "memory": memory, "seed": seed}
     carry_out("cluster", measure, conditions, json_file, None)
-
-
-def _rates(text: str) -> tuple[float, ...]:
-    """Raises `InvalidInput`."""
-    try:
-        found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        found = ()
-    if not found or not all(0.001 <= rate <= 10_000 for rate in found):
-        raise InvalidInput(f"--rates is {text!r}; give numbers from 0.001 to 10000, comma-separated")
-    return found
 
 
 def plan(

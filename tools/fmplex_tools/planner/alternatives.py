@@ -14,6 +14,7 @@ from typing import Literal
 
 from fmplex_tools.planner.estimate import ROUNDS
 from fmplex_tools.planner.problem import FULL, FULLEST, Demand, Problem
+from fmplex_tools.planner.search import largest
 
 How = Literal["private", "spatial"]
 
@@ -78,15 +79,7 @@ def _partitions(demand: Demand, kind: int) -> int:
         round_ = parts * (alone.alpha + parts * alone.spread) / left if left > 0 else math.inf
         return left >= 1 - FULLEST and ROUNDS * round_ + parts * own <= demand.target * FULL
 
-    if math.isnan(alone.alpha) or not good(1):
-        return 0
-    low, high = 1, 2
-    while good(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if good(middle) else (low, middle)
-    return low
+    return 0 if math.isnan(alone.alpha) else largest(good)
 
 
 def _in_order(problem: Problem) -> list[Demand]:

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fmplex_backend.scheduling.cost import CostModel
 from fmplex_backend.scheduling.fair import Tuning
@@ -52,6 +52,10 @@ class Asked:
     """Seconds that a round may take; not above 0 where even the shortest is too long."""
     alpha: float
     """Seconds of a launch: what its FM adds to a round, as far as its own lengths go."""
+
+    def times(self, part: float) -> Asked:
+        """With this ``part`` of the rate."""
+        return replace(self, work=self.work * part, spread=self.spread * part)
 
 
 NEVER = Asked(math.inf, math.inf, -1.0, math.nan)

@@ -193,10 +193,6 @@ class Packing:
         """The FMs that are there, and replicas of how many vFMs of each."""
         return {int(fm): int(self._fms[fm, device]) for fm in np.flatnonzero(self._fms[:, device])}
 
-    def work_of(self, device: int) -> float:
-        """Part of its time that rows take."""
-        return float(self._work[device])
-
     def devices_of(self, piece: Piece) -> set[int]:
         """Where it is: a device for each replica."""
         return set(self._where.get(piece, ()))

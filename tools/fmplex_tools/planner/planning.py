@@ -108,7 +108,7 @@ def _with_more_room(made: Plan, *, fewer_fms: bool) -> Problem:
     most = max((len(made.packing.fms_of(device)) for device in slow), default=1)
     if fewer_fms and most > 1:
         return replace(made.problem, most_fms=most // 2)
-    return tightened(made.problem, made.findings)
+    return tightened(made.packing, made.findings)
 
 
 def _placed(

@@ -82,6 +82,12 @@ class Demand:
         """Replicas of all of them."""
         return len(self.names) * self.replicas
 
+    def with_another_replica(self) -> Demand:
+        """Each of which asks for that much less."""
+        part = self.replicas / (self.replicas + 1)
+        asked, alone = (tuple(one.times(part) for one in own) for own in (self.asked, self.alone))
+        return replace(self, replicas=self.replicas + 1, asked=asked, alone=alone)
+
 
 @dataclass(frozen=True)
 class Problem:

@@ -22,7 +22,7 @@ from fmplex_tools.planner.packing import Packing
 from fmplex_tools.planner.problem import Demand, Problem, Traffic
 
 ROWS = 20_000
-"""Simulated of a device, about."""
+"""Simulated of each FM on a device, about."""
 LONGEST = 3600.0
 """Virtual seconds at most."""
 QUANTILE = 0.99
@@ -65,24 +65,31 @@ def fullest(packing: Packing, most: int) -> list[int]:
     return sorted(used, key=lambda device: -packing.fullness(device)["time"])[:most]
 
 
-def tightened(problem: Problem, findings: Iterable[Finding]) -> Problem:
+def tightened(packing: Packing, findings: Iterable[Finding]) -> Problem:
     """With more room for the vFMs that were too late; where half of their FM's were, for all of that FM.
 
-    Never so much that an empty device would not hold what one held before.
+    Never so much that an empty device would not hold what one held before. One that was late with a device of its own
+    is given a replica more.
     """
+    problem = packing.problem
     late: dict[int, set[int]] = defaultdict(set)
     seen: dict[int, set[int]] = defaultdict(set)
+    alone: set[int] = set()
     for finding in findings:
         fm = problem.demands[finding.demand].fm
         seen[fm].add(finding.demand)
         if not finding.good:
             late[fm].add(finding.demand)
+            if len(packing.on[finding.device]) == 1:
+                alone.add(finding.demand)
     whole = {fm for fm, slow in late.items() if 2 * len(slow) > len(seen[fm])}
-    demands = (
-        _tightened(problem, demand) if demand.fm in whole or number in late[demand.fm] else demand
-        for number, demand in enumerate(problem.demands)
-    )
-    return replace(problem, demands=tuple(demands))
+
+    def changed(number: int, demand: Demand) -> Demand:
+        if number in alone and demand.replicas < problem.devices:
+            return demand.with_another_replica()
+        return _tightened(problem, demand) if demand.fm in whole or number in late[demand.fm] else demand
+
+    return replace(problem, demands=tuple(changed(number, demand) for number, demand in enumerate(problem.demands)))
 
 
 def _tightened(problem: Problem, demand: Demand) -> Demand:
@@ -102,7 +109,8 @@ def _on(fleet: Fleet, packing: Packing, device: int, seed: int) -> Iterator[Find
     if not sum(rates):
         return
     kind = problem.kinds[problem.kind_of[device]].name
-    span = min(LONGEST, ROWS / sum(rates))
+    fms = {problem.demands[piece.demand].fm for piece in pieces}
+    span = min(LONGEST, ROWS * len(fms) / sum(rates))
     rng = np.random.default_rng([seed, device])
     arrivals: list[Arrival] = []
     policies: dict[int, dict[str, VfmPolicy]] = defaultdict(dict)
@@ -125,8 +133,10 @@ def _on(fleet: Fleet, packing: Packing, device: int, seed: int) -> Iterator[Find
 def _arrivals(name: str, traffic: Traffic, rate: float, span: float, rng: np.random.Generator) -> Iterator[Arrival]:
     """Of one vFM: bursts as a Poisson process."""
     lengths, often = (np.array(part) for part in zip(*traffic.lengths, strict=True))
-    for time in rng.uniform(0, span, rng.poisson(rate / traffic.burst * span)).tolist():
-        yield Arrival(time, name, tuple(rng.choice(lengths, traffic.burst, p=often / often.sum()).tolist()))
+    times = rng.uniform(0, span, rng.poisson(rate / traffic.burst * span))
+    sizes = rng.choice(lengths, (len(times), traffic.burst), p=often / often.sum())
+    for time, own in zip(times.tolist(), sizes.tolist(), strict=True):
+        yield Arrival(time, name, tuple(own))
 
 
 def _findings(problem: Problem, device: int, owner: Mapping[str, int], answers: Answers) -> Iterator[Finding]:

@@ -6,17 +6,19 @@ each plan; copies likewise (`copies`), each of them. The same rows come in for b
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.progress import Progress
 
-from fmplex_tools.bench.cluster.copies import Copies, largest, most_copies
+from fmplex_tools.bench.cluster.copies import CLOSE, Copies, most_copies
 from fmplex_tools.bench.cluster.world import MOST_ROWS, MOST_VFMS, World
 from fmplex_tools.bench.fair.bench import Figure, Outcome
+from fmplex_tools.planner.fast import least_price
 from fmplex_tools.planner.fleet_file import Fleet
 from fmplex_tools.planner.planning import plan
+from fmplex_tools.planner.problem import problem_of
+from fmplex_tools.planner.search import largest
 
 GOAL = 12.0
 CURVES = "tasks by rate"
@@ -24,7 +26,6 @@ CURVES = "tasks by rate"
 KIND = "device"
 CHECKED = 4
 PLACING_SECONDS = 5.0
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,17 +80,15 @@ def _figures(
 
 def most_vfms(world: World, asked: ClusterPlan, rate: float) -> int:
     """About the most tasks, as many on each FM, that the planner places on all devices, none too slow."""
-    each = largest(asked.devices * MOST_VFMS, lambda count: _placed(world, asked, rate, count))
+    each = largest(lambda count: _placed(world, asked, rate, count), asked.devices * MOST_VFMS, CLOSE)
     return each * len(world.fms)
 
 
 def _placed(world: World, asked: ClusterPlan, rate: float, each: int) -> bool:
     fleet = _fleet(world, asked, rate, each)
-    for checked in (0, CHECKED):  # what has no place needs no simulation
-        made = plan(fleet, solver="fast", seconds=PLACING_SECONDS, checked=checked, seed=asked.seed)
-        if not made.good:
-            return False
-    return True
+    if least_price(problem_of(fleet)) > asked.devices:
+        return False
+    return plan(fleet, solver="fast", seconds=PLACING_SECONDS, checked=CHECKED, seed=asked.seed).good
 
 
 def _fleet(world: World, asked: ClusterPlan, rate: float, each: int) -> Fleet:
@@ -100,12 +99,11 @@ def _fleet(world: World, asked: ClusterPlan, rate: float, each: int) -> Fleet:
         "vfms": {},
     }
     for fm in world.fms:
-        cost = {"alpha": fm.cost.alpha, "beta": fm.cost.beta, "gamma": fm.cost.gamma, "delta": fm.cost.delta}
         whole["fms"][fm.name] = {
             "memory": fm.replica,
             "slots": MOST_VFMS,
             "max_batch_rows": MOST_ROWS,
-            "cost": {KIND: cost},
+            "cost": {KIND: asdict(fm.cost)},
         }
         whole["vfms"][f"on_{fm.name}"] = {
             "fm": fm.name,

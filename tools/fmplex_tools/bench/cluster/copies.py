@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from fmplex_tools.bench.cluster.world import MOST_ROWS, OnDevice, World
+from fmplex_tools.planner.search import largest
 from fmplex_tools.planner.verify import LONGEST, ROWS, met
 
 How = Literal["shared", "partitions"]
 PARTITIONS_SEEN = 48
 """Of the partitions of a device, which are all alike, no more are simulated."""
 CLOSE = 0.02
-"""The search ends where what is too many is no more than this part above what is not."""
+"""Part by which what is found may be less than the most."""
 
 
 @dataclass(frozen=True)
@@ -39,23 +39,8 @@ def most_copies(world: World, how: How, rate: float, p99: float, seed: int = 0) 
     Or what their FM's target is (`OnDevice.target`); at ``rate`` rows a second of each task.
     """
     room = _room(world)
-    count = largest(room, lambda count: _good(world, how, count, rate, p99, seed))
+    count = largest(lambda count: _good(world, how, count, rate, p99, seed), room, CLOSE)
     return Copies(count, "memory" if count == room else "p99")
-
-
-def largest(most: int, good: Callable[[int], bool]) -> int:
-    """About the largest number up to ``most`` that is ``good``, where all less than a good one are good."""
-    low, high = 0, 1
-    while high <= most and good(high):
-        low, high = high, high * 2
-    if high > most:
-        if most == low or good(most):
-            return most
-        high = most
-    while high - low > max(1, CLOSE * low):
-        middle = (low + high) // 2
-        low, high = (middle, high) if good(middle) else (low, middle)
-    return low
 
 
 def _room(world: World) -> int:

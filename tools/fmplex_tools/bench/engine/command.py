@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -27,6 +27,7 @@ Repository = Annotated[Path, typer.Option("--repository", "-r", help="Where the 
 Threads = Annotated[int, typer.Option("--threads", min=0, help="Compute threads; 0 is every core.")]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda:N.")]
 Dtype = Literal["fp32", "bf16"]
+_Number = TypeVar("_Number", int, float)
 REPOSITORY = DEFAULT_REPOSITORY
 FM = "minilm"
 """The demo's physical FM."""
@@ -110,13 +111,14 @@ def compute_as_an_engine(device: str, threads: int) -> None:
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
 
 
-def numbers(text: str, option: str, least: int, most: int) -> list[int]:
-    """``1,16,64`` as numbers, each once. Raises `InvalidInput` naming ``option``."""
+def numbers(text: str, option: str, least: _Number, most: _Number) -> list[_Number]:
+    """``1,16,64`` as numbers such as ``least``, each once. Raises `InvalidInput` naming ``option``."""
+    number_of = type(least)
     try:
-        found = [int(part) for part in text.split(",")]
+        found = [number_of(part) for part in text.split(",")]
     except ValueError:
         found = []
-    if not found or any(not least <= number <= most for number in found):
+    if not found or not all(least <= number <= most for number in found):
         raise InvalidInput(f"{option} is {text!r}; give numbers from {least} to {most}, comma-separated")
     return list(dict.fromkeys(found))
 
