@@ -46,7 +46,7 @@ def segment(
       fmplex task segment leaf -d leaves.csv --image file --mask outline --labels ground,leaf --size 336
     """
     before_torch()
-    examples = read_examples(data, Columns(image, mask, modality="image"))
+    examples = read_examples(data, Columns(image, mask, modality="image", label_option="mask"))
     masks = read_rows(data, mask, examples.labels or (), "image")
     chosen = names(labels)
     if len(chosen) < 2 or len(set(chosen)) != len(chosen):

@@ -83,11 +83,11 @@ class _ControllerActor:
         claims = Claims(run.store, run.name)
         self._controller = Controller(_RayCluster(run), claims, self._fleet, run.lost_after)
 
-    def apply(self, fleet: str, contents: Contents) -> list[str]:
-        return self._controller.apply(Fleet.model_validate_json(fleet), contents)
+    def apply(self, fleet: str, contents: Contents) -> None:
+        self._controller.apply(Fleet.model_validate_json(fleet), contents)
 
-    def drain(self, name: str, undo: bool) -> list[str]:
-        return self._controller.drain(name, undo)
+    def drain(self, name: str, undo: bool) -> None:
+        self._controller.drain(name, undo)
 
     def status(self) -> dict[str, Any]:
         return self._controller.status()
@@ -271,13 +271,13 @@ class ControllerHandle:
         )
         return cls(name, _asked(f"controller of {name!r}", lambda: actor.remote(fleet.model_dump_json())))
 
-    def apply(self, fleet: Fleet, contents: Contents) -> list[str]:
+    def apply(self, fleet: Fleet, contents: Contents) -> None:
         """See `Controller`; likewise the others."""
-        return cast("list[str]", self._ask("apply", LONG, fleet.model_dump_json(), contents))
+        self._ask("apply", LONG, fleet.model_dump_json(), contents)
 
-    def drain(self, name: str, undo: bool) -> list[str]:
-        """vFMs that have no place then."""
-        return cast("list[str]", self._ask("drain", LONG, name, undo))
+    def drain(self, name: str, undo: bool) -> None:
+        """See `Controller`."""
+        self._ask("drain", LONG, name, undo)
 
     def status(self) -> dict[str, Any]:
         """All that it knows."""

@@ -91,8 +91,8 @@ class Controller:
 
     # ---- from other threads ----
 
-    def apply(self, fleet: Fleet, contents: Contents) -> list[str]:
-        """Make the fleet this from now on; the vFMs that have no place. Raises `InvalidInput`, `Refused`."""
+    def apply(self, fleet: Fleet, contents: Contents) -> None:
+        """Make the fleet this from now on. Raises `InvalidInput`, `Refused`."""
         with self._lock:
             self._check()
             self._nodes = self._cluster.nodes()
@@ -109,10 +109,9 @@ class Controller:
             )
             self._replan(new, fleet, bound)
             self._fleet, self._elastic = fleet, Elastic(fleet, time.monotonic())
-            return self._must().plan.missing
 
-    def drain(self, name: str, undo: bool = False) -> list[str]:
-        """Empty a node or device, or let it be filled again; vFMs that have no place then. Raises `NotFound`."""
+    def drain(self, name: str, undo: bool = False) -> None:
+        """Empty a node or device, or let it be filled again. Raises `NotFound`."""
         with self._lock:
             self._check()
             desired = self._must()
@@ -124,7 +123,6 @@ class Controller:
             drained = sorted(set(desired.drained) - set(devices) if undo else {*desired.drained, *devices})
             new = desired.model_copy(update={"drained": drained})
             self._replan(new, self._fleet, self._bound(self._fleet, desired.bound))
-            return self._must().plan.missing
 
     def status(self) -> dict[str, Any]:
         """All that is known, for people and programs."""

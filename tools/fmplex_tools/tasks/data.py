@@ -80,11 +80,13 @@ class Columns:
     group: str | None = None
     split: str | None = None
     modality: Modality = "text"
+    label_option: str = "label"
 
     def named(self) -> dict[str, str]:
         """Option → column, of those that are there."""
-        options = {self.modality: self.row, "label": self.label, "pair": self.pair, "group": self.group}
-        return {option: name for option, name in (options | {"split": self.split}).items() if name is not None}
+        options = {self.modality: self.row, self.label_option: self.label, "pair": self.pair}
+        options |= {"group": self.group, "split": self.split}
+        return {option: name for option, name in options.items() if name is not None}
 
 
 def read_examples(path: Path, columns: Columns) -> Examples:
