@@ -31,6 +31,7 @@ from fmplex_tools.fleet.content import Contents, FMContent, VfmContent
 from fmplex_tools.fleet.elastic import Load
 from fmplex_tools.fleet.kept import Kept
 from fmplex_tools.fleet.loads import Loads
+from fmplex_tools.process_tree import tree
 from fmplex_tools.server.health_port import PATH
 from fmplex_tools.server.process import answers, check_port_free, free_ports
 from fmplex_tools.serving import fetch_status
@@ -337,10 +338,9 @@ class Device:
             return 0
         if time.monotonic() - self._used_at > 10:
             total = 0
-            with contextlib.suppress(psutil.NoSuchProcess):
-                for one in (process, *process.children(recursive=True)):
-                    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                        total += one.memory_full_info().pss
+            for one in tree(process.pid):
+                with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                    total += one.memory_full_info().pss
             self._used, self._used_at = round(total, -7), time.monotonic()
         return self._used
 

@@ -16,6 +16,7 @@ import psutil
 
 from fmplex_backend.errors import EngineFailure
 from fmplex_tools.files import write_whole
+from fmplex_tools.process_tree import kill, tree
 
 _STARTED = 10.0
 """Seconds for the process to be there."""
@@ -60,17 +61,11 @@ class Kept:
     def stop(self, seconds: float) -> None:
         """SIGTERM, and after ``seconds`` SIGKILL; with every process that it started."""
         if (process := self.find()) is not None:
-            tree = [process]
-            with contextlib.suppress(psutil.NoSuchProcess):
-                tree += process.children(recursive=True)
-            for one, seconds_left in ((process, seconds), *((other, 0.0) for other in tree[1:])):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    if seconds_left:
-                        one.terminate()
-                        with contextlib.suppress(psutil.TimeoutExpired):
-                            one.wait(seconds_left)
-                    one.kill()
-            psutil.wait_procs(tree, timeout=5)
+            processes = tree(process.pid)
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+                process.terminate()
+                process.wait(seconds)
+            kill(processes)
         self._pid.unlink(missing_ok=True)
 
     def last_words(self, most: int = 2000) -> str:

@@ -14,6 +14,7 @@ import psutil
 from fmplex_backend.errors import Unavailable
 from fmplex_tools.fleet.bind import RESOURCE
 from fmplex_tools.planner.fleet_file import Fleet
+from fmplex_tools.process_tree import kill, tree
 from fmplex_tools.server.process import free_ports
 
 HEAD_PORT = 6379
@@ -71,16 +72,14 @@ class LocalNodes:
     def kill(self, number: int) -> None:
         """End a node and every process of it at once."""
         process = self._processes.pop(number)
-        for one in _tree(process.pid):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
+        kill(tree(process.pid))
         process.wait()
 
     def workers(self, actor: str) -> dict[int, psutil.Process]:
         """Node → its process that runs ``actor``, of the nodes that have one."""
         found = {}
         for number, process in self._processes.items():
-            for child in _tree(process.pid):
+            for child in tree(process.pid):
                 with contextlib.suppress(psutil.NoSuchProcess, IndexError):
                     if child.cmdline()[0].startswith(f"ray::{actor}"):
                         found[number] = child
@@ -116,13 +115,5 @@ def _command(fleet: Fleet, number: int, port: int, *, apart: bool = False) -> li
 def _joined(node: subprocess.Popen[bytes]) -> bool:
     """Whether it runs its agents, which it starts last."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        return any("RuntimeEnvAgent" in " ".join(child.cmdline()) for child in _tree(node.pid))
+        return any("RuntimeEnvAgent" in " ".join(child.cmdline()) for child in tree(node.pid))
     return False
-
-
-def _tree(pid: int) -> list[psutil.Process]:
-    """Every process that it has started, and last itself."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        root = psutil.Process(pid)
-        return [*root.children(recursive=True), root]
-    return []

@@ -27,6 +27,7 @@ from fmplex_backend.errors import EngineFailure, InvalidInput
 from fmplex_backend.host.access import TOKEN
 from fmplex_backend.host.engine_environment import WARM
 from fmplex_backend.host.log import LOG_FORMAT
+from fmplex_tools.process_tree import kill, tree
 from fmplex_tools.server.install import TritonInstall, find_triton
 from fmplex_tools.server.log_lines import is_information
 from fmplex_tools.server.lost_hosts import LostHosts
@@ -227,12 +228,12 @@ class TritonServer:
     def stop(self) -> None:
         """SIGTERM, wait for requests in flight, then make sure that no process of the tree is left."""
         if self._process is not None and self._process.poll() is None:
-            tree = self._tree()
+            processes = self._tree()
             self.note_segments()
             self._process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(self.options.drain_seconds + 10)
-            self._kill(tree)
+            self._kill(processes)
         self.kill()
 
     def note_segments(self) -> None:
@@ -256,22 +257,16 @@ class TritonServer:
             self._reader.join(timeout=5)
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _kill(self, tree: list[psutil.Process]) -> None:
+    def _kill(self, processes: list[psutil.Process]) -> None:
         if self._process is not None:
-            for process in tree:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
             self._process.kill()
             self._process.wait()
-            psutil.wait_procs(tree, timeout=5)
+            kill(processes)
 
     def _tree(self) -> list[psutil.Process]:
         if self._process is None or self.exit_code is not None:  # its number may be another process's by now
             return []
-        with contextlib.suppress(psutil.NoSuchProcess):
-            root = psutil.Process(self.pid)
-            return [root, *root.children(recursive=True)]
-        return []
+        return tree(self.pid)
 
     def __enter__(self) -> TritonServer:
         self.start()

@@ -24,6 +24,7 @@ from fmplex_backend.repository.config import fm_settings
 from fmplex_tools.bench.compare.baselines.interface import PROBABILITIES, TEXT
 from fmplex_tools.bench.compare.deployments import Deployment, Repository
 from fmplex_tools.bench.compare.fence import Fences, make_fences
+from fmplex_tools.process_tree import tree
 from fmplex_tools.server.install import TritonInstall, find_triton
 from fmplex_tools.server.process import ServerOptions, TritonServer, free_ports
 
@@ -75,12 +76,12 @@ class Started:
 
     def pids(self) -> list[int]:
         """Of tritonserver and all that it started: stubs, host, engines."""
-        return [process.pid for process in self._tree()]
+        return [process.pid for process in tree(self._server.pid)]
 
     def memory(self) -> int:
         """Bytes of all of them, pages that they share counted once (PSS)."""
         total = 0
-        for process in self._tree():
+        for process in tree(self._server.pid):
             with contextlib.suppress(psutil.NoSuchProcess):
                 total += process.memory_full_info().pss
         return total
@@ -88,7 +89,7 @@ class Started:
     def cpu_seconds(self) -> float:
         """Processor seconds, user and system, that those of them that are alive have taken so far."""
         total = 0.0
-        for process in self._tree():
+        for process in tree(self._server.pid):
             with contextlib.suppress(psutil.NoSuchProcess):
                 times = process.cpu_times()
                 total += times.user + times.system
@@ -96,12 +97,12 @@ class Started:
 
     def pause(self) -> None:
         """Let no process of it take any more of the machine until `resume`; nobody may be asking it."""
-        for process in self._tree():
+        for process in tree(self._server.pid):
             process.suspend()
 
     def resume(self) -> None:
         """Go on; the server last, which would find its models' processes silent."""
-        for process in reversed(self._tree()):
+        for process in reversed(tree(self._server.pid)):
             process.resume()
 
     def stop(self) -> None:
@@ -110,10 +111,6 @@ class Started:
             self.resume()
         self._client.close()
         self._server.stop()
-
-    def _tree(self) -> list[psutil.Process]:
-        root = psutil.Process(self._server.pid)
-        return [root, *root.children(recursive=True)]
 
     def wait_answer(self, index: int, timeout: float = ANSWER_SECONDS) -> None:
         """Until task ``index`` gives its first answer. Raises `EngineFailure` after ``timeout`` seconds."""

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import psutil
 
 from fmplex_tools.bench.fair.bench import Figure
 from fmplex_tools.bench.faults.checked import CheckedLoad
 from fmplex_tools.bench.fleet.deployed import Deployed
+from fmplex_tools.process_tree import kill, tree
 
 KINDS = ("tritonserver", "server", "agent", "node", "controller", "drain", "door")
 """By turns: tritonserver, `fmplex serve` with all that is below it, an agent, a whole node, the controller; a node is
@@ -84,25 +84,17 @@ def make_happen(fleet: Deployed, kind: str) -> Callable[[], object] | None:
         fleet.controller.drain(device, False)
         return lambda: fleet.controller.drain(device, True)
     serve = fleet.serve_process(device)
-    below = serve.children(recursive=True)
+    processes = tree(serve.pid)
     if kind == "tritonserver":
-        next(child for child in below if child.name() == "tritonserver").kill()
+        next(child for child in processes if child.name() == "tritonserver").kill()
         return None
     if kind == "node":
         fleet.nodes.kill(number)
-    for process in (serve, *below):
-        _end(process)
+    kill(processes)
     if kind == "server":
         return None
     fleet.wait_without(device)
     return lambda: fleet.nodes.start(number)
-
-
-def _end(process: psutil.Process) -> None:
-    try:
-        process.kill()
-    except psutil.NoSuchProcess:
-        return
 
 
 def go_through(
