@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,17 @@ def test_whatever_is_placed_keeps_every_limit(seed: int, kinds: int) -> None:
     again = replan(problem, packing.placement())
     assert again.placement().on.keys() >= packing.placement().on.keys()
     check(fleet, again.placement())
+
+
+@given(st.integers(0, 10**6), st.integers(1, 2), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_what_is_alike_is_placed_as_if_one_by_one(seed: int, kinds: int, parted: bool) -> None:
+    problem = replace(problem_of(random_fleet(seed, kinds=kinds)), most_fms=1 if parted else None)
+    pieces = pieces_of(problem)
+    at_once, one_by_one = Packing(problem), Packing(problem)
+    left = at_once.place(pieces)
+    assert left == [piece for piece in pieces if one_by_one.place([piece])]
+    assert at_once.placement() == one_by_one.placement()
 
 
 def test_the_heuristic_against_the_best_there_is() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fmplex_tools.planner.placement import Placement
-from fmplex_tools.planner.problem import FULL, FULLEST, Problem
+from fmplex_tools.planner.problem import FULL, FULLEST, Demand, Problem
 
 Array = NDArray[np.float64]
 _NONE = np.inf
@@ -41,6 +44,8 @@ class Packing:
         self._ceiling = np.full(count, _NONE)
         self._fms = np.zeros((len(problem.fms), count), int)
         """Replicas of vFMs of each FM."""
+        self._many = np.zeros(count, int)
+        """FMs."""
         self._slots = np.zeros((len(problem.fms), count), int)
         self.on: list[dict[Piece, None]] = [{} for _ in range(count)]
         self._where: dict[Piece, set[int]] = defaultdict(set)
@@ -52,58 +57,55 @@ class Packing:
 
     # ---- what fits ----
 
-    def _fits(self, piece: Piece, time: Array) -> NDArray[np.bool_]:
-        """The devices that would still hold all that they have to, and this one; an FM is brought where it is not."""
-        demand = self.problem.demands[piece.demand]
-        fm = self.problem.fms[demand.fm]
-        new = self._fms[demand.fm] == 0
-        good: NDArray[np.bool_] = self._taken + demand.memory + new * fm.memory <= self._memory
-        good &= self._slots[demand.fm] + demand.slots <= fm.slots
-        if self.problem.most_fms is not None:
-            good &= np.count_nonzero(self._fms, axis=0) + new <= self.problem.most_fms
-        good &= time <= FULL
-        good &= self._work + self._asked_work[piece.demand][self._kind] <= FULLEST
-        for taken in (self._where.get(piece, ()), *(self._groups.get(group, ()) for group in demand.apart)):
-            for device in taken:
-                good[device] = False
-        return good
-
-    def _time(self, piece: Piece) -> Array:
-        """The part of every device's time that would be taken with this piece on it; more than one does not do."""
-        demand = self.problem.demands[piece.demand]
-        new = self._fms[demand.fm] == 0
-        work = self._work + self._asked_work[piece.demand][self._kind]
-        rounds = self._round + np.where(new, self._alpha[demand.fm], 0.0)
-        rounds = rounds + self._asked_spread[piece.demand][self._kind]
-        ceiling = np.minimum(self._ceiling, self._asked_ceiling[piece.demand][self._kind])
-        with np.errstate(divide="ignore", invalid="ignore"):
-            time = np.where(ceiling > 0, work + rounds / ceiling, np.inf)
-        return np.where(np.isnan(time), np.inf, time)
-
     def best(self, piece: Piece, within: NDArray[np.bool_] | None = None) -> int | None:
         """The device to put it on, of those ``within``: one that has its FM, else one that is used, the fullest first.
 
         Of devices that are not used yet, the cheapest for what it has. Where vFMs are to be spread, the least busy.
         """
-        time = self._time(piece)
-        good = self._fits(piece, time)
-        if within is not None:
-            good &= within
-        if not good.any():
-            return None
-        demand = self.problem.demands[piece.demand]
-        if self.problem.spread:
-            load = self._fms[demand.fm] / self.problem.fms[demand.fm].slots + self._work + time
-            return int(np.argmin(np.where(good, load, np.inf)))
-        resident = self._fms[demand.fm] > 0
-        memory = (self._taken + demand.memory) / self._memory
-        full = np.maximum(memory, np.minimum(time, 1.0))
-        score = 4.0 * resident + 2.0 * self.used + np.where(self.used, full, -self._cost_of(piece))
-        return int(np.argmax(np.where(good, score, -np.inf)))
+        fm = self.problem.demands[piece.demand].fm
+        every = np.arange(self.problem.devices)
+        for devices in (every,) if self.problem.spread else (np.flatnonzero(self._fms[fm]), every):
+            scores = self._scores(piece, devices)
+            if within is not None:
+                scores = np.where(within[devices], scores, -np.inf)
+            if len(scores) and scores[at := int(np.argmax(scores))] > -np.inf:
+                return int(devices[at])
+        return None
 
-    def _cost_of(self, piece: Piece) -> Array:
-        """Between 0 and 1: the price of the part of each device that such pieces, and their FM, would take of it."""
-        demand = self.problem.demands[piece.demand]
+    def _scores(self, piece: Piece, at: NDArray[np.int_]) -> Array:
+        """How good it is to put it on these devices; -∞ where it does not fit."""
+        demand, problem = self.problem.demands[piece.demand], self.problem
+        new = self._fms[demand.fm, at] == 0
+        used, taken, kind = self._taken[at] > 0, self._taken[at] + demand.memory, self._kind[at]
+        work = self._work[at] + self._asked_work[piece.demand, kind]
+        time = self._time(piece, at, work, new)
+        good = taken + new * problem.fms[demand.fm].memory <= self._memory[at]
+        good &= self._slots[demand.fm, at] + demand.slots <= problem.fms[demand.fm].slots
+        good &= (time <= FULL) & (work <= FULLEST)
+        if problem.most_fms is not None:
+            good &= self._many[at] + new <= problem.most_fms
+        for elsewhere in (self._where.get(piece, ()), *(self._groups.get(group, ()) for group in demand.apart)):
+            if elsewhere:
+                good &= ~np.isin(at, list(elsewhere))
+        if problem.spread:
+            scores = -(self._fms[demand.fm, at] / problem.fms[demand.fm].slots + self._work[at] + time)
+        else:
+            full = np.maximum(taken / self._memory[at], np.minimum(time, 1.0))
+            empty = full if used.all() else np.where(used, full, -self._cost_of(demand)[kind])
+            scores = 4.0 * ~new + 2.0 * used + empty
+        made: Array = np.where(good, scores, -np.inf)
+        return made
+
+    def _time(self, piece: Piece, at: NDArray[np.int_], work: Array, new: NDArray[np.bool_]) -> Array:
+        """The part of these devices' time that would be taken with this piece on them; more than one does not do."""
+        fm, kind = self.problem.demands[piece.demand].fm, self._kind[at]
+        rounds = self._round[at] + np.where(new, self._alpha[fm, at], 0.0) + self._asked_spread[piece.demand, kind]
+        ceiling = np.minimum(self._ceiling[at], self._asked_ceiling[piece.demand, kind])
+        time = work + rounds / np.where(ceiling > 0, ceiling, np.nan)
+        return np.where(np.isnan(time), np.inf, time)
+
+    def _cost_of(self, demand: Demand) -> Array:
+        """By kind, from 0 to 1: the price of the part of a device that such pieces, and their FM, would take of it."""
         prices = np.array([kind.price for kind in self.problem.kinds])
         parts = []
         for number, kind in enumerate(self.problem.kinds):
@@ -114,7 +116,7 @@ class Packing:
             )
         costs = prices * np.array(parts)
         usual = costs[np.isfinite(costs)]
-        made: Array = np.minimum(costs / (usual.max() if len(usual) else 1.0), 1.0)[self._kind]
+        made: Array = np.minimum(costs / (usual.max() if len(usual) else 1.0), 1.0)
         return made
 
     # ---- changing it ----
@@ -125,6 +127,7 @@ class Packing:
         if self._fms[demand.fm, device] == 0:
             self._taken[device] += self.problem.fms[demand.fm].memory
             self._round[device] += self._alpha[demand.fm, device]
+            self._many[device] += 1
         self._fms[demand.fm, device] += 1
         self._taken[device] += demand.memory
         self._slots[demand.fm, device] += demand.slots
@@ -145,6 +148,7 @@ class Packing:
         if self._fms[demand.fm, device] == 0:
             self._taken[device] -= self.problem.fms[demand.fm].memory
             self._round[device] -= self._alpha[demand.fm, device]
+            self._many[device] -= 1
         self._taken[device] -= demand.memory
         self._slots[demand.fm, device] -= demand.slots
         self._work[device] -= demand.asked[kind].work
@@ -159,13 +163,35 @@ class Packing:
 
     def place(self, pieces: Iterable[Piece]) -> list[Piece]:
         """Each where it is best; those that fit nowhere are returned."""
-        left = []
-        for piece in pieces:
-            if (device := self.best(piece)) is None:
-                left.append(piece)
+        return [left for _, alike in groupby(pieces, attrgetter("demand")) for left in self._place_alike(list(alike))]
+
+    def _place_alike(self, pieces: list[Piece]) -> Iterator[Piece]:
+        """Those of one demand. Where one goes, others follow as long as they fit: nowhere is it fuller."""
+        demand = self.problem.demands[pieces[0].demand]
+        follow = demand.replicas == 1 and not demand.apart and not self.problem.spread
+        while pieces:
+            device = self.best(pieces[0])
+            if device is None:
+                count = len(pieces) if follow else 1
+                yield from pieces[:count]
             else:
-                self.add(piece, device)
-        return left
+                self.add(pieces[0], device)
+                count = 1 + (self._room(demand, device) if follow else 0)
+                for piece in pieces[1:count]:
+                    self.add(piece, device)
+            pieces = pieces[count:]
+
+    def _room(self, demand: Demand, device: int) -> int:
+        """How many more of it fit on a device that has its FM."""
+        fm, own = self.problem.fms[demand.fm], demand.asked[self.problem.kind_of[device]]
+        time = self._work[device] + self._round[device] / self._ceiling[device]
+        limits = [
+            (self._memory[device] - self._taken[device], demand.memory),
+            (fm.slots - self._slots[demand.fm, device], demand.slots),
+            (FULLEST - self._work[device], own.work),
+            (FULL - time, own.work + own.spread / self._ceiling[device]),
+        ]
+        return min((max(0, int(free // each)) for free, each in limits if each > 0), default=sys.maxsize)
 
     # ---- looking ----
 
