@@ -7,7 +7,8 @@ A device runs the batches of its physical FMs in turn. A round of them takes ::
 seconds: what comes in during a round, W·C of work, is in the next round's batches. a_f is the FM's α, half as large
 again for each group of lengths beyond the first (`launches`): the queue pads rows for no more than that, and rows of
 other lengths are another batch. n is the most rows that the queue puts into a batch, for its limits of rows and of cost
-(`Tuning.c_cap_lively`); such a batch of all lengths wastes up to ρ·α on padding.
+(`Tuning.c_cap_lively`); a batch of several lengths wastes up to ρ·α on padding, and is closed when the next row would
+waste more: n is `FILLED` of the most there (37 to 43 rows of 64 in saturated simulations).
 
 A row waits for the round that runs, then for its own; for what comes in unevenly, on average Q / 2 / (1 - W) as in any
 queue with Poisson arrivals (Pollaczek and Khinchine), of which 99 of 100 wait `TAIL` times as long at most; and for
@@ -36,6 +37,7 @@ TAIL = 4.6
 """ln 100."""
 ANOTHER_GROUP = 0.5
 """Of α."""
+FILLED = 2 / 3
 ALIKE = 0.25
 """Of α: lengths whose rows' work differs by no more are of one group."""
 
@@ -71,10 +73,13 @@ def launches(lengths: Collection[int], cost: CostModel) -> float:
     return 1 + ANOTHER_GROUP * (groups - 1)
 
 
-def asked(vfm: VfmSpec, cost: CostModel, alpha: float, longest: int, most_rows: int, replicas: int) -> Asked:
-    """Of one of ``replicas``, beside rows of up to ``longest`` tokens; a launch counts for ``alpha`` seconds."""
+def asked(vfm: VfmSpec, cost: CostModel, alpha: float, beside: tuple[int, int], most_rows: int, replicas: int) -> Asked:
+    """Of one of ``replicas``, ``beside`` rows from so many tokens to so many; a launch counts for ``alpha`` seconds."""
     rate, mean = vfm.rate / replicas, mean_work(vfm.lengths, cost)
     rows = min(most_rows, max(1.0, Tuning().c_cap_lively * cost.alpha / mean)) if mean else most_rows
+    shortest, longest = beside
+    if longest > shortest:
+        rows = max(1.0, FILLED * rows)
     padding = min(Tuning().padding * cost.alpha, rows * (cost.work(longest) - mean))
     return Asked(
         rate * (mean + cost.gamma + max(alpha, cost.alpha + padding) / rows),

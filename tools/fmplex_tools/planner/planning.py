@@ -18,8 +18,8 @@ from fmplex_tools.planner.verify import Finding, fullest, tightened, verify
 Solver = Literal["auto", "exact", "fast"]
 ATTEMPTS = 4
 """Times that ceilings are lowered where the simulator finds a p99 missed."""
-MANY_DEVICES = 8
-"""For each FM, from which on each has devices of its own: one more of each would be an eighth at most."""
+MANY_DEVICES = 6
+"""For each FM, from which on each has devices of its own: one more of each would be a sixth at most."""
 MOST_EXTRA = 20_000
 """Replicas without a place up to which it is found out what would hold them."""
 

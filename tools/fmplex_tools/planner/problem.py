@@ -13,7 +13,7 @@ from fmplex_tools.planner.fleet_file import Fleet, VfmSpec
 
 FULL = 1.0 + 1e-9
 """Up to which a part counts as not more than one."""
-FULLEST = 0.95
+FULLEST = 0.9
 """Most work of a device: nearer to one the estimate is worth nothing."""
 
 
@@ -37,8 +37,8 @@ class Shared:
     slots: int
     alpha: tuple[float, ...]
     """By kind: seconds of a round; NaN where it does not run."""
-    longest: int
-    """Tokens of its vFMs' longest rows."""
+    lengths: tuple[int, int]
+    """Tokens of its vFMs' shortest and longest rows."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,8 @@ def problem_of(fleet: Fleet) -> Problem:
     for name, fm in fleet.fms.items():
         costs = [fm.cost[kind.name].model() if kind.name in fm.cost else None for kind in kinds]
         alphas = (math.nan if cost is None else cost.alpha * launches(lengths[name], cost) for cost in costs)
-        fms.append(Shared(name, int(fm.memory), fm.slots, tuple(alphas), max(lengths[name], default=1)))
+        ends = min(lengths[name], default=1), max(lengths[name], default=1)
+        fms.append(Shared(name, int(fm.memory), fm.slots, tuple(alphas), ends))
     bare = Problem(kinds, tuple(fms), (), fleet.spread)
     demands = []
     for name, vfm in fleet.vfms.items():
@@ -213,7 +214,7 @@ def _asked(fleet: Fleet, bare: Problem, vfm: VfmSpec, fm: int, kind: int, replic
     if alone:
         return asked_alone(vfm, cost, spec.max_batch_rows, replicas)
     shared = bare.fms[fm]
-    return asked(vfm, cost, shared.alpha[kind], shared.longest, spec.max_batch_rows, replicas)
+    return asked(vfm, cost, shared.alpha[kind], shared.lengths, spec.max_batch_rows, replicas)
 
 
 def _more(first: int, last: int) -> Iterator[int]:
