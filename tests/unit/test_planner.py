@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -100,10 +100,10 @@ def test_whatever_is_placed_keeps_every_limit(seed: int, kinds: int) -> None:
     check(fleet, again.placement())
 
 
-@given(st.integers(0, 10**6), st.integers(1, 2), st.booleans())
+@given(st.integers(0, 10**6), st.integers(1, 2))
 @settings(max_examples=60, deadline=None)
-def test_what_is_alike_is_placed_as_if_one_by_one(seed: int, kinds: int, parted: bool) -> None:
-    problem = replace(problem_of(random_fleet(seed, kinds=kinds)), most_fms=1 if parted else None)
+def test_what_is_alike_is_placed_as_if_one_by_one(seed: int, kinds: int) -> None:
+    problem = problem_of(random_fleet(seed, kinds=kinds))
     pieces = pieces_of(problem)
     at_once, one_by_one = Packing(problem), Packing(problem)
     left = at_once.place(pieces)
@@ -217,20 +217,22 @@ def _fms_by_device(packing: Packing) -> list[dict[int, int]]:
 
 def test_fms_that_crowd_each_other_out_are_parted() -> None:
     fleet = _crowded()
-    together = plan(fleet, solver="fast", checked=0)
-    assert _fms_by_device(together.packing) == [{0: 190, 1: 190}]
-    slow = {f.demand for f in verify(fleet, together.packing, [0]) if not f.good}
+    problem = problem_of(fleet)
+    together = Packing(problem)
+    for piece in pieces_of(problem):
+        together.add(piece, 0)
+    assert together.fullness(0)["time"] > 1
+    slow = {f.demand for f in verify(fleet, together, [0]) if not f.good}
     assert slow == {1}
     for solver in ("fast", "exact"):
         made = plan(fleet, solver=solver, checked=4)
         assert made.good
-        assert _fms_by_device(made.packing) == [{0: 190}, {1: 190}]
-    kept = PlanFile.of(together.placement, together.problem)
-    moved = plan(fleet, before=kept, checked=4)
+        assert made.tightenings == 0
+        assert len(_fms_by_device(made.packing)) == 2
+    moved = plan(fleet, before=PlanFile.of(together.placement(), problem), checked=4)
     assert moved.good
     assert moved.changes is not None
-    assert len(moved.changes.moved) == 190
-    assert _fms_by_device(moved.packing) == [{0: 190}, {1: 190}]
+    assert 0 < len(moved.changes.moved) <= 190
 
 
 def test_more_room_is_not_so_much_that_nothing_fits() -> None:
@@ -244,6 +246,27 @@ def test_more_room_is_not_so_much_that_nothing_fits() -> None:
         problem = tightened(packing, [TOO_LATE])
         assert problem.why_never(problem.demands[0]) is None
     assert problem.demands[0].replicas == 1
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_no_fm_has_more_to_do_than_its_part(seed: int) -> None:
+    """Against the words of the rule, of both solvers."""
+    fleet = random_fleet(seed, devices=3)
+    problem = problem_of(fleet)
+    packing = fast.pack(problem, seconds=2)
+    solved = exact.solve(problem, packing, seconds=5)
+    for made in [packing, *([solved.packing] if solved else [])]:
+        for device in np.flatnonzero(made.used):
+            work, unmerged = defaultdict(float), defaultdict(float)
+            for piece in made.on[device]:
+                demand = problem.demands[piece.demand]
+                work[demand.fm] += demand.asked[0].work
+                unmerged[demand.fm] += demand.asked[0].unmerged
+            for fm, own in work.items():
+                others = sum(unmerged.values()) - unmerged[fm]
+                part = max(1 / len(work), 1 - others)
+                assert own <= (0.8 * part if len(work) > 1 else 0.9) + 1e-6
 
 
 def test_what_is_late_on_a_device_of_its_own_is_given_a_replica() -> None:

@@ -17,9 +17,13 @@ what is in front of it of its own vFM. So 99 of 100 rows are answered within ::
     (`ROUNDS` · Σ a_f + `TAIL` / 2 · Q) / (1 - W) + own      Q = Σ rate · burst · E[(u(L) + γ)²]
                                                              own = u(longest) + (burst - 1) · E[u(L)]
 
-That is linear: a device holds what it has to where W + (Σ a_f + `TAIL` / 2 / `ROUNDS` · Q) / c ≤ 1 for the least c of
-its vFMs, c = (p99 - own) / `ROUNDS`. The fair queue is what makes it right: what a vFM asks beyond its rate is its own
-delay and nobody else's. `fmplex_tools.planner.verify` holds it against that queue in virtual time.
+FMs that share a device each take an even part of it if they can, with batches that are small for that: one has 1/k of a
+device of k FMs, or what the others would leave it if they merged no two rows. W_f must be no more than four fifths of
+that (`fmplex_tools.planner.problem.FULLEST_PART`).
+
+Apart from that it is linear: a device holds what it has to where W + (Σ a_f + `TAIL` / 2 / `ROUNDS` · Q) / c ≤ 1 for
+the least c of its vFMs, c = (p99 - own) / `ROUNDS`. The fair queue is what makes it right: what a vFM asks beyond its
+rate is its own delay and nobody else's. `fmplex_tools.planner.verify` holds it against that queue in virtual time.
 """
 
 from __future__ import annotations
@@ -54,13 +58,15 @@ class Asked:
     """Seconds that a round may take; not above 0 where even the shortest is too long."""
     alpha: float
     """Seconds of a launch: what its FM adds to a round, as far as its own lengths go."""
+    unmerged: float
+    """Part of its time, were each row a batch of its own."""
 
     def times(self, part: float) -> Asked:
         """With this ``part`` of the rate."""
-        return replace(self, work=self.work * part, spread=self.spread * part)
+        return replace(self, work=self.work * part, spread=self.spread * part, unmerged=self.unmerged * part)
 
 
-NEVER = Asked(math.inf, math.inf, -1.0, math.nan)
+NEVER = Asked(math.inf, math.inf, -1.0, math.nan, math.inf)
 """Of a device that its FM does not run on."""
 
 
@@ -86,14 +92,21 @@ def asked(vfm: VfmSpec, cost: CostModel, alpha: float, beside: tuple[int, int], 
         _spread(vfm, cost, rate),
         _ceiling(vfm, cost),
         alpha,
+        rate * (mean + cost.gamma + cost.alpha),
     )
 
 
 def asked_alone(vfm: VfmSpec, cost: CostModel, most_rows: int, replicas: int) -> Asked:
     """The same of a private copy: no γ, its own lengths only, and batches limited in rows alone."""
     rate, bare = vfm.rate / replicas, CostModel(cost.alpha, cost.beta, 0.0, cost.delta)
-    work = rate * (mean_work(vfm.lengths, cost) + cost.alpha / most_rows)
-    return Asked(work, _spread(vfm, bare, rate), _ceiling(vfm, cost), cost.alpha * launches(vfm.lengths, cost))
+    mean = mean_work(vfm.lengths, cost)
+    return Asked(
+        rate * (mean + cost.alpha / most_rows),
+        _spread(vfm, bare, rate),
+        _ceiling(vfm, cost),
+        cost.alpha * launches(vfm.lengths, cost),
+        rate * (mean + cost.alpha),
+    )
 
 
 def mean_work(lengths: Mapping[int, float], cost: CostModel) -> float:

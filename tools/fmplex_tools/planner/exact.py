@@ -23,7 +23,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from fmplex_tools.planner.packing import Packing, Piece
-from fmplex_tools.planner.problem import FULLEST, Problem
+from fmplex_tools.planner.problem import FULLEST, FULLEST_PART, Problem
 
 SECONDS = 20.0
 MOST = 4_000
@@ -79,7 +79,7 @@ class _Program:
 
 def size_of(problem: Problem) -> int:
     """About how many variables there would be."""
-    return problem.devices * (2 * len(problem.demands) + len(problem.fms) + 1)
+    return problem.devices * (2 * len(problem.demands) + 3 * len(problem.fms) + 1)
 
 
 def solve(problem: Problem, known: Packing, seconds: float = SECONDS) -> Solved | None:
@@ -145,8 +145,6 @@ def _bound_device(program: _Program, problem: Problem, device: int) -> None:
         slots = {("n", number, device): float(demand.slots) for number, demand in own.items()}
         program.bound({**slots, ("fm", fm, device): -shared.slots}, 0)
         program.bound({("fm", fm, device): 1, ("used", device, 0): -1}, 0)
-    if problem.most_fms is not None:
-        program.bound({("fm", fm, device): 1 for fm in range(len(problem.fms))}, problem.most_fms)
     runs = {n: demand.asked[kind] for n, demand in enumerate(problem.demands) if demand.asked[kind].ceiling > 0}
     names = {number: len(problem.demands[number].names) for number in runs}
     for number, one in runs.items():
@@ -164,6 +162,29 @@ def _bound_device(program: _Program, problem: Problem, device: int) -> None:
         for number, one in runs.items():
             if one.ceiling == ceiling:
                 program.bound({("n", number, device): 1, ("holds", level, device): -names[number]}, 0)
+    if len(problem.fms) > 1:
+        _bound_parts(program, problem, device)
+
+
+def _bound_parts(program: _Program, problem: Problem, device: int) -> None:
+    """No FM has more to do than its part of the device, which is even, or what the others leave."""
+    kind, fms = problem.kind_of[device], range(len(problem.fms))
+    runs = {n: demand.asked[kind] for n, demand in enumerate(problem.demands) if demand.asked[kind].ceiling > 0}
+    for fm in fms:
+        program.add("there are", fm + 1, device, 1)
+        program.add("even", fm, device, 1)
+    program.bound({("there are", fm + 1, device): 1 for fm in fms}, 1, 1)
+    at_most = {("there are", fm + 1, device): -(fm + 1.0) for fm in fms}
+    program.bound({**at_most, **{("fm", fm, device): 1 for fm in fms}}, 0)
+    slack = FULLEST_PART * sum(one.unmerged * len(problem.demands[number].names) for number, one in runs.items())
+    for fm in fms:
+        work = {("n", n, device): one.work for n, one in runs.items() if problem.demands[n].fm == fm}
+        others = {
+            ("n", n, device): FULLEST_PART * one.unmerged for n, one in runs.items() if problem.demands[n].fm != fm
+        }
+        even = {("there are", many, device): -FULLEST_PART / many for many in range(2, len(fms) + 1)}
+        program.bound({**work, **even, ("there are", 1, device): -1, ("even", fm, device): 1}, 1)
+        program.bound({**work, **others, ("even", fm, device): -slack}, FULLEST_PART)
 
 
 def _bound_groups(program: _Program, problem: Problem) -> None:

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fmplex_tools.planner.estimate import Asked
 from fmplex_tools.planner.placement import Placement
-from fmplex_tools.planner.problem import FULL, FULLEST, Demand, Problem
+from fmplex_tools.planner.problem import FULL, FULLEST, FULLEST_PART, Demand, Problem
 
 Array = NDArray[np.float64]
 _NONE = np.inf
@@ -44,6 +46,8 @@ class Packing:
         self._ceiling = np.full(count, _NONE)
         self._fms = np.zeros((len(problem.fms), count), int)
         """Replicas of vFMs of each FM."""
+        self._fm_work, self._unmerged = np.zeros((len(problem.fms), count)), np.zeros((len(problem.fms), count))
+        """Work of each FM: as it should be, and were no two rows merged."""
         self._many = np.zeros(count, int)
         """FMs."""
         self._slots = np.zeros((len(problem.fms), count), int)
@@ -51,9 +55,11 @@ class Packing:
         self._where: dict[Piece, set[int]] = defaultdict(set)
         self._groups: dict[int, list[int]] = defaultdict(list)
         """Group that is kept apart → devices with a member."""
-        asked = [[(one.work, one.spread, one.ceiling) for one in demand.asked] for demand in problem.demands]
-        terms = np.array(asked, float).reshape(len(problem.demands), len(problem.kinds), 3)
-        self._asked_work, self._asked_spread, self._asked_ceiling = np.moveaxis(terms, -1, 0)
+        asked = [
+            [(one.work, one.spread, one.ceiling, one.unmerged) for one in demand.asked] for demand in problem.demands
+        ]
+        terms = np.array(asked, float).reshape(len(problem.demands), len(problem.kinds), 4)
+        self._asked_work, self._asked_spread, self._asked_ceiling, self._asked_unmerged = np.moveaxis(terms, -1, 0)
 
     # ---- what fits ----
 
@@ -82,11 +88,11 @@ class Packing:
         good = taken + new * problem.fms[demand.fm].memory <= self._memory[at]
         good &= self._slots[demand.fm, at] + demand.slots <= problem.fms[demand.fm].slots
         good &= (time <= FULL) & (work <= FULLEST)
-        if problem.most_fms is not None:
-            good &= self._many[at] + new <= problem.most_fms
         for elsewhere in (self._where.get(piece, ()), *(self._groups.get(group, ()) for group in demand.apart)):
             if elsewhere:
                 good &= ~np.isin(at, list(elsewhere))
+        if len(several := np.flatnonzero(good & (self._many[at] + new > 1))):
+            good[several] = self._all_get_through(piece, at[several])
         if problem.spread:
             scores = -(self._fms[demand.fm, at] / problem.fms[demand.fm].slots + self._work[at] + time)
         else:
@@ -94,6 +100,16 @@ class Packing:
             empty = full if used.all() else np.where(used, full, -self._cost_of(demand)[kind])
             scores = 4.0 * ~new + 2.0 * used + empty
         made: Array = np.where(good, scores, -np.inf)
+        return made
+
+    def _all_get_through(self, piece: Piece, at: NDArray[np.int_]) -> NDArray[np.bool_]:
+        """Whether on these devices with it no FM has more to do than its part; of devices with several FMs."""
+        fm, kind = self.problem.demands[piece.demand].fm, self._kind[at]
+        work, unmerged = self._fm_work[:, at], self._unmerged[:, at]
+        work[fm] += self._asked_work[piece.demand, kind]
+        unmerged[fm] += self._asked_unmerged[piece.demand, kind]
+        many = self._many[at] + (self._fms[fm, at] == 0)
+        made: NDArray[np.bool_] = (work <= FULLEST_PART * _parts(unmerged, many)).all(axis=0)
         return made
 
     def _time(self, piece: Piece, at: NDArray[np.int_], work: Array, new: NDArray[np.bool_]) -> Array:
@@ -129,6 +145,8 @@ class Packing:
             self._round[device] += self._alpha[demand.fm, device]
             self._many[device] += 1
         self._fms[demand.fm, device] += 1
+        self._fm_work[demand.fm, device] += demand.asked[kind].work
+        self._unmerged[demand.fm, device] += demand.asked[kind].unmerged
         self._taken[device] += demand.memory
         self._slots[demand.fm, device] += demand.slots
         self._work[device] += demand.asked[kind].work
@@ -145,10 +163,13 @@ class Packing:
         del self.on[device][piece]
         self._where[piece].discard(device)
         self._fms[demand.fm, device] -= 1
+        self._fm_work[demand.fm, device] -= demand.asked[kind].work
+        self._unmerged[demand.fm, device] -= demand.asked[kind].unmerged
         if self._fms[demand.fm, device] == 0:
             self._taken[device] -= self.problem.fms[demand.fm].memory
             self._round[device] -= self._alpha[demand.fm, device]
             self._many[device] -= 1
+            self._fm_work[demand.fm, device] = self._unmerged[demand.fm, device] = 0.0
         self._taken[device] -= demand.memory
         self._slots[demand.fm, device] -= demand.slots
         self._work[device] -= demand.asked[kind].work
@@ -191,7 +212,19 @@ class Packing:
             (FULLEST - self._work[device], own.work),
             (FULL - time, own.work + own.spread / self._ceiling[device]),
         ]
+        limits += self._room_beside(demand.fm, own, device)
         return min((max(0, int(free // each)) for free, each in limits if each > 0), default=sys.maxsize)
+
+    def _room_beside(self, fm: int, own: Asked, device: int) -> Iterator[tuple[float, float]]:
+        """Until an FM would have more to do than its part: what is free, and what each piece of ``fm`` takes of it."""
+        many, unmerged = self._many[device], self._unmerged[:, device]
+        if many < 2:
+            return
+        part = _parts(unmerged, many)
+        yield FULLEST_PART * part[fm] - self._fm_work[fm, device], own.work
+        for other in np.flatnonzero(self._fms[:, device]):
+            if other != fm and (needed := self._fm_work[other, device] / FULLEST_PART) > 1 / many:
+                yield part[other] - needed, own.unmerged
 
     # ---- looking ----
 
@@ -208,6 +241,9 @@ class Packing:
         time = self._work[device] + (self._round[device] / self._ceiling[device] if self.on[device] else 0.0)
         if self._ceiling[device] <= 0 or np.isnan(time):
             time = np.inf
+        if self._many[device] > 1:
+            part = _parts(self._unmerged[:, device], self._many[device])
+            time = max(time, float((self._fm_work[:, device] / part).max()) / FULLEST_PART)
         time = max(time, self._work[device] / FULLEST)
         return {"memory": float(self._taken[device] / self._memory[device]), "time": float(time), "slots": slots}
 
@@ -232,6 +268,12 @@ class Packing:
                 if len(devices) == demand.replicas:
                     on[name] = tuple(sorted(devices))
         return Placement(on)
+
+
+def _parts(unmerged: Array, many: Any) -> Array:
+    """What each FM has of a device with so ``many``: an even part, or what others leave though they merge no rows."""
+    made: Array = np.maximum(1 / many, 1 - (unmerged.sum(axis=0) - unmerged))
+    return made
 
 
 def pieces_of(problem: Problem) -> list[Piece]:

@@ -18,8 +18,6 @@ from fmplex_tools.planner.verify import Finding, fullest, tightened, verify
 Solver = Literal["auto", "exact", "fast"]
 ATTEMPTS = 4
 """Times that ceilings are lowered where the simulator finds a p99 missed."""
-MANY_DEVICES = 6
-"""For each FM, from which on each has devices of its own: one more of each would be a sixth at most."""
 MOST_EXTRA = 20_000
 """Replicas without a place up to which it is found out what would hold them."""
 
@@ -68,7 +66,7 @@ def plan(
     ``checked``: devices, the fullest, that are simulated; where they miss a p99, what they hold is placed anew with
     more room. Raises `InvalidInput`.
     """
-    problem, tightenings = _parted(problem_of(fleet)), 0
+    problem, tightenings = problem_of(fleet), 0
     best: Plan | None = None
     while True:
         tell("placing")
@@ -80,35 +78,15 @@ def plan(
         made = replace(made, findings=findings, tightenings=tightenings)
         fits = best is None or len(made.placement.missing(problem)) <= len(best.placement.missing(best.problem))
         best = made if best is None else min(best, made, key=_badness)
-        if best.good or tightenings == ATTEMPTS:
+        if best.good or tightenings == ATTEMPTS or not fits:
             return best
-        problem, tightenings = _with_more_room(made if fits else best, fewer_fms=fits), tightenings + 1
-
-
-def _parted(problem: Problem) -> Problem:
-    """With devices of its own for each FM, where so many are needed that this costs little: see `_with_more_room`."""
-    least = fast.least_price(problem) / min(kind.price for kind in problem.kinds)
-    many = least >= MANY_DEVICES * len(problem.fms) and not problem.spread
-    return replace(problem, most_fms=1) if many else problem
+        problem, tightenings = tightened(made.packing, made.findings), tightenings + 1
 
 
 def _badness(made: Plan) -> tuple[int, int, float]:
     """What is to be low: vFMs without a place, what the simulator finds too slow, the price."""
     slow = sum(not finding.good for finding in made.findings)
     return len(made.placement.missing(made.problem)), slow, made.placement.price(made.problem)
-
-
-def _with_more_room(made: Plan, *, fewer_fms: bool) -> Problem:
-    """What to plan after ``made``, which is too slow: with fewer FMs on a device, else with more room for what is slow.
-
-    FMs that share a device each take an even part of it if they can, with batches that are small for that; one that
-    needs more than its part is too slow beside them, however little the others have to do.
-    """
-    slow = {finding.device for finding in made.findings if not finding.good}
-    most = max((len(made.packing.fms_of(device)) for device in slow), default=1)
-    if fewer_fms and most > 1:
-        return replace(made.problem, most_fms=most // 2)
-    return tightened(made.packing, made.findings)
 
 
 def _placed(
@@ -120,7 +98,7 @@ def _placed(
         old = before.placement(problem)
         packing = replan(problem, old)
         return Plan(packing, "what was there stays where it can", bound, changes=changes(old, packing.placement()))
-    if last is not None and len(pieces_of(problem)) > fast.MANY and problem.most_fms == last.problem.most_fms:
+    if last is not None and len(pieces_of(problem)) > fast.MANY:
         return Plan(replan(problem, last.placement), "best fit, and what was too slow moved", bound)
     packing = fast.pack(problem, seconds)
     if problem.spread:

@@ -15,6 +15,8 @@ FULL = 1.0 + 1e-9
 """Up to which a part counts as not more than one."""
 FULLEST = 0.9
 """Most work of a device: nearer to one the estimate is worth nothing."""
+FULLEST_PART = 0.8
+"""Most work of an FM beside others, of its part of a device (`fmplex_tools.planner.estimate`)."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,6 @@ class Problem:
     demands: tuple[Demand, ...]
     spread: bool = False
     """Whether all devices are to be used, and not as few as will do."""
-    most_fms: int | None = None
-    """FMs that a device may have; None: as many as fit."""
 
     @property
     def devices(self) -> int:

@@ -60,22 +60,12 @@ def _relieved(packing: Packing, device: int) -> list[Piece]:
     while packing.on[device] and (kept_apart := _clash(packing, device)) is not None:
         packing.remove(kept_apart, device)
         gone.append(kept_apart)
-    while (fm := _too_many(packing, device)) is not None:
-        for piece in [piece for piece in packing.on[device] if packing.problem.demands[piece.demand].fm == fm]:
-            packing.remove(piece, device)
-            gone.append(piece)
     while packing.on[device] and max(packing.fullness(device).values()) > FULL:
         alike = {piece.demand: piece for piece in packing.on[device]}  # those of one demand all take the same
         piece = max(alike.values(), key=lambda one: _relief(packing, device, one))
         packing.remove(piece, device)
         gone.append(piece)
     return gone
-
-
-def _too_many(packing: Packing, device: int) -> int | None:
-    """Where a device has more FMs than it may, the one with the fewest vFMs."""
-    fms, most = packing.fms_of(device), packing.problem.most_fms
-    return None if most is None or len(fms) <= most else min(fms, key=lambda fm: fms[fm])
 
 
 def _clash(packing: Packing, device: int) -> Piece | None:

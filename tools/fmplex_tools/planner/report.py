@@ -116,8 +116,6 @@ def _simulated(plan: Plan, console: Console) -> None:
     late = [finding for finding in plan.findings if not finding.good]
     verdict = "[green]all in time[/]" if not late else f"[red]{len(late)} groups of vFMs too late[/]"
     more = f"; placed anew {plan.tightenings} times, with more room" if plan.tightenings else ""
-    if (most := plan.problem.most_fms) is not None:
-        more += f", at most {most} FM{'s' if most > 1 else ''} on a device"
     console.print(
         f"Simulated {len({finding.device for finding in plan.findings})} devices: {verdict}{more}. Nearest to its "
         f"target: {demand.names[0]} on {plan.problem.device_names[worst.device]}, p99 {worst.p99 * 1e3:,.0f} ms of "
