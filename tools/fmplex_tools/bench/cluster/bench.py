@@ -47,6 +47,7 @@ def cluster(asked: ClusterPlan, worlds: list[World], judged: str, progress: Prog
     outcome = Outcome()
     curves: dict[str, dict[str, list[float]]] = {}
     for world in worlds:
+        outcome.figures += _costs(world)
         curves[world.name] = {"FMplex": [], "best-effort co-location": [], "spatial partitions": []}
         for rate in asked.rates:
             progress.update(line, description=f"{world.name}, {rate:g} rows/s of each task", advance=1)
@@ -62,10 +63,24 @@ def cluster(asked: ClusterPlan, worlds: list[World], judged: str, progress: Prog
     return outcome
 
 
+def _costs(world: World) -> list[Figure]:
+    """What each FM takes there."""
+    part = f"{world.name}, {world.memory / 1e9:g} GB each ({world.says})"
+    return [
+        Figure(
+            part,
+            f"{fm.name}: a mean row, apart from its launch",
+            1e3 * fm.work,
+            f"ms (launch {1e3 * fm.cost.alpha:.2g} ms; {fm.replica / 1e6:.0f} MB, a copy {fm.copy / 1e6:.0f} MB)",
+        )
+        for fm in world.fms
+    ]
+
+
 def _figures(
     asked: ClusterPlan, world: World, rate: float, shared: int, free: Copies, parts: Copies, judged: str
 ) -> list[Figure]:
-    part = f"{world.name}, {rate:g} rows/s of each task ({world.says})"
+    part = f"{world.name}, {rate:g} rows/s of each task"
     best = max(free.count, parts.count) * asked.devices
     ratio = shared / best if best else float("inf")
     judged_here = world.name == judged and rate == asked.goal_rate
