@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +212,8 @@ def _crowded() -> Fleet:
 
 
 def _fms_by_device(packing: Packing) -> list[dict[int, int]]:
-    return sorted((found for d in range(4) if (found := packing.fms_of(d))), key=min)
+    found = (Counter(packing.problem.demands[piece.demand].fm for piece in on) for on in packing.on)
+    return [dict(fms) for fms in found if fms]
 
 
 def test_fms_that_crowd_each_other_out_are_parted() -> None:

@@ -42,6 +42,7 @@ TAIL = 4.6
 ANOTHER_GROUP = 0.5
 """Of α."""
 FILLED = 2 / 3
+"""Of the most rows, in a batch of several lengths."""
 ALIKE = 0.25
 """Of α: lengths whose rows' work differs by no more are of one group."""
 

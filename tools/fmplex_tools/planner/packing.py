@@ -97,8 +97,8 @@ class Packing:
             scores = -(self._fms[demand.fm, at] / problem.fms[demand.fm].slots + self._work[at] + time)
         else:
             full = np.maximum(taken / self._memory[at], np.minimum(time, 1.0))
-            empty = full if used.all() else np.where(used, full, -self._cost_of(demand)[kind])
-            scores = 4.0 * ~new + 2.0 * used + empty
+            rank = full if used.all() else np.where(used, full, -self._cost_of(demand)[kind])
+            scores = 4.0 * ~new + 2.0 * used + rank
         made: Array = np.where(good, scores, -np.inf)
         return made
 
@@ -250,10 +250,6 @@ class Packing:
     def round_of(self, device: int) -> float:
         """Seconds that a round should take there."""
         return float(self._round[device] / (1 - self._work[device]))
-
-    def fms_of(self, device: int) -> dict[int, int]:
-        """The FMs that are there, and replicas of how many vFMs of each."""
-        return {int(fm): int(self._fms[fm, device]) for fm in np.flatnonzero(self._fms[:, device])}
 
     def devices_of(self, piece: Piece) -> set[int]:
         """Where it is: a device for each replica."""
