@@ -84,7 +84,7 @@ def test_batches_of_two_fms_share_the_device() -> None:
 
 def test_a_small_cluster(tmp_path: Path) -> None:
     gpu = gpu_world((ONE,))
-    plan = ClusterPlan(devices=1, rates=(100.0,), goal_rate=100.0, p99_ms=60.0)
+    plan = ClusterPlan(devices=1, rates=(100.0,), p99_ms=60.0)
     outcome = cluster(plan, [gpu], gpu.name, Progress(disable=True))
     (vfms,), (copies,), (parts,) = outcome.details[CURVES][gpu.name].values()
     assert vfms > copies > parts
