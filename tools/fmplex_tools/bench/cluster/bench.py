@@ -33,7 +33,7 @@ class ClusterPlan:
     """What is asked."""
 
     devices: int = 100
-    rates: tuple[float, ...] = (0.1, 0.5, 1.0, 2.0)
+    rates: tuple[float, ...] = (0.1, 0.5, 1.0)
     """Rows a second of each task."""
     p99_ms: float = 500.0
     seed: int = 0
