@@ -18,9 +18,9 @@ from fmplex_client.calls import (
     status_of,
     status_request,
 )
-from fmplex_client.errors import FMplexClientError, ServerUnavailable
+from fmplex_client.errors import DeadlineExceeded, FMplexClientError, ServerUnavailable
 from fmplex_client.results import Answer, Result, parse
-from fmplex_client.retry import Deadline, Retry, random_unit
+from fmplex_client.retry import Deadline, Retry, random_unit, too_late
 from fmplex_client.tasks import Task, is_ensemble
 from fmplex_client.transport import connect
 from fmplex_client.wire import Protocol, Request
@@ -176,11 +176,14 @@ class Client:
     def _again(self, call: Callable[[float], _T], deadline: Deadline) -> _T:
         """``call(remaining seconds)``, sent again while the server says "later" and there is time."""
         failures = 0
+        refused: ServerUnavailable | None = None
         while True:
             try:
                 return call(deadline.remaining())
+            except DeadlineExceeded as error:
+                raise too_late(error, failures, refused) from None
             except ServerUnavailable as error:
-                failures += 1
+                failures, refused = failures + 1, error
                 wait = self._retry.delay(failures, error.message, deadline.left(), self._rng)
                 if wait is None:
                     raise

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fmplex_client.errors import DeadlineExceeded, InvalidRequest
+from fmplex_client.errors import DeadlineExceeded, InvalidRequest, ServerUnavailable
 
 _HINT = re.compile(r"(?:retry|again) (?:in|after) (\d+(?:\.\d+)?) ?(ms|s)\b", re.IGNORECASE)
 
@@ -73,6 +73,14 @@ class Deadline:
         if left <= 0:
             raise DeadlineExceeded(f"no answer within {self.timeout:g} s")
         return left
+
+
+def too_late(error: DeadlineExceeded, failures: int, refused: ServerUnavailable | None) -> DeadlineExceeded:
+    """``error`` of the last try, with why the one before it was refused: a last try may have had no time at all."""
+    if refused is None:
+        return error
+    tries = f"the try before it ({failures} failed): {refused.message}"
+    return DeadlineExceeded(f"{error.message}; {tries}", error.status)
 
 
 def micros(seconds: float) -> int:

@@ -115,7 +115,7 @@ def test_a_host_that_hangs_or_has_died_is_not_healthy(served: ServerOptions) -> 
     dead = examine(served)
     assert (dead.code, dead.lines[0]["fm"]) == (1, "tiny")
     # On a busy machine Triton has been seen to end itself then, ten seconds later.
-    assert ("Connection refused" if ended(server) else "is not healthy") in dead.reason
+    assert "is not healthy" in dead.reason or (ended(server) and "Connection refused" in dead.reason)
 
 
 def test_no_server_is_not_healthy() -> None:

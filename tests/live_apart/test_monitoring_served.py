@@ -54,7 +54,8 @@ class Prometheus:
 
     def __init__(self, config: Path, storage: Path) -> None:
         [port] = free_ports(1)
-        self._url = f"http://127.0.0.1:{port}/api/v1"
+        at = f"http://127.0.0.1:{port}"
+        self._url = f"{at}/api/v1"
         assert PROMETHEUS is not None
         self.process = subprocess.Popen(
             [
@@ -62,6 +63,8 @@ class Prometheus:
                 *(f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"),
             ]
         )
+        wait_for(lambda: answers(f"{at}/-/ready") or self.process.poll() is not None, "Prometheus is ready")
+        assert self.process.poll() is None, "Prometheus does not start"
 
     def get(self, what: str, **parameters: str) -> Any:
         """``data`` of the answer; an error of Prometheus' fails the test with its reason."""

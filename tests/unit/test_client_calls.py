@@ -15,6 +15,7 @@ from fmplex_client import (
     AsyncClient,
     Classification,
     Client,
+    DeadlineExceeded,
     InvalidRequest,
     Regression,
     Retry,
@@ -154,6 +155,14 @@ def test_it_gives_up_with_the_servers_words_when_time_is_up(asynchronous: bool) 
         rig.ask("len", ["abc"], timeout=1)
     assert caught.value.status == "503"
     assert not rig.slept
+
+
+def test_a_last_try_that_is_too_late_tells_why_the_one_before_was_refused(asynchronous: bool) -> None:
+    rig = Rig(FakeServer(), asynchronous)
+    rig.server.failures = [ServerUnavailable("down"), DeadlineExceeded("no answer within 0.2 s", "504")]
+    with pytest.raises(DeadlineExceeded, match=r"no answer within 0.2 s; .*: down") as caught:
+        rig.ask("len", ["abc"])
+    assert caught.value.status == "504"
 
 
 def test_retry_can_be_turned_off(asynchronous: bool) -> None:

@@ -28,3 +28,20 @@ def test_signals_in_heaps_end_it() -> None:
         finally:
             process.kill()
         assert (told, process.returncode) == ("stops\n", 0)
+
+
+ENDS = """
+import os, signal
+from fmplex_tools.server.told_to_stop import told_to_stop
+
+class Last:
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGTERM):
+        kill(pid, number)
+
+last = Last()  # its end comes when Python has taken its handlers back
+told_to_stop()
+"""
+
+
+def test_a_signal_at_the_very_end_does_not_make_it_a_failure() -> None:
+    assert subprocess.run([sys.executable, "-c", ENDS], check=False).returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import signal
 import threading
@@ -22,4 +23,11 @@ def told_to_stop() -> threading.Event:
     threading.Thread(target=pass_on, name="told to stop", daemon=True).start()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: asked.put(number))
+    atexit.register(_let_it_end)
     return stop
+
+
+def _let_it_end() -> None:
+    """Python takes its handlers back before its process is gone: a signal after that would end it as a failure."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
