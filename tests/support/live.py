@@ -179,7 +179,7 @@ class Load:
 @contextmanager
 def serve(repository: Path, backbone: Path) -> Iterator[LiveServer]:
     """A real tritonserver over ``repository`` on free ports, for as long as the block lasts; it must end by itself."""
-    options = ServerOptions(repository, *free_ports(3), drain_seconds=3)
+    options = ServerOptions(repository, *free_ports(3), drain_seconds=30)
     with TritonServer(options) as server:
         server.wait_ready(240)
         metrics = f"{options.host}:{options.metrics_port}"
