@@ -20,6 +20,7 @@ from fmplex_tools.fleet.artifacts import push
 from fmplex_tools.fleet.folders import fleet_folder
 from fmplex_tools.fleet.local import LocalNodes
 from fmplex_tools.planner.fleet_file import read_fleet
+from fmplex_tools.tasks.manage import create_bundle
 
 pytest.importorskip("ray", reason="needs the extra 'fleet'")
 pytestmark = pytest.mark.live
@@ -31,6 +32,7 @@ devices: {cpu: {count: 3, memory: 3 GB}}
 fms: {tiny: {memory: 300 MB, cost: {cpu: {alpha: 0.005, beta: 0.0001}}}}
 vfms:
 VFMS
+bundles: {both: [one, two]}
 spread: true
 run: {name: NAME, repository: REPOSITORY, store: STORE, lost_after: 8, door: {port: PORT, admin: ADMIN}}
 """
@@ -40,6 +42,7 @@ run: {name: NAME, repository: REPOSITORY, store: STORE, lost_after: 8, door: {po
 def fleet(tmp_path: Path, small_repository: Path, tiny_backbone: Path) -> Iterator[Fleet]:
     for port, (name, recipe) in enumerate(VFMS.items(), start=10):
         write_vfm(small_repository, name, port, RECIPES[recipe], tiny_backbone, fm="tiny", seed=port)
+    create_bundle(small_repository, "both", ["one", "two"])
     made = Fleet(NAME, FLEET, tmp_path, small_repository)
     made.forget()
     made.write({"one": ", replicas: 2", "two": ", replicas: 2", "three": "", "four": ""})
@@ -51,7 +54,7 @@ def answers_of_one_machine(repository: Path) -> dict[str, Any]:
     with serving(repository) as served:
         served.wait_ready()
         with Client(served.http) as client:
-            return {vfm: values(client, vfm) for vfm in VFMS}
+            return {vfm: values(client, vfm) for vfm in (*VFMS, "both")}
 
 
 def kill(processes: dict[int, psutil.Process]) -> None:
@@ -74,8 +77,10 @@ def test_a_fleet_serves_whatever_dies(fleet: Fleet) -> None:
 
 def scenes(fleet: Fleet, nodes: LocalNodes, expected: dict[str, Any]) -> None:
     told = fleet.call("up", str(fleet.file), "--wait", "100")
-    assert "open, leads to 4 vFMs" in told
-    load = Load(fleet.door, {vfm: expected[vfm] for vfm in ("one", "two", "three", "four")})
+    assert "open, leads to 5 vFMs" in told
+    load = Load(fleet.door, {vfm: expected[vfm] for vfm in ("one", "two", "three", "four", "both")})
+    led = fleet.status()["vfms"]
+    assert led["both"] == led["one"] == led["two"]
     for protocol in ("http", "grpc"):
         with Client(fleet.door, protocol, timeout=5) as client, pytest.raises(UnknownTask, match="no such vFM"):
             client.predict("five", TEXTS)

@@ -114,5 +114,6 @@ class Load:
 
 
 def values(client: Client, vfm: str) -> Any:
-    """Of `TEXTS`."""
-    return np.stack([answer.probabilities for answer in client.predict(vfm, TEXTS)])
+    """Of `TEXTS`; of a bundle, those of its vFMs one after the other."""
+    answers = [row.values() if isinstance(row, dict) else [row] for row in client.predict(vfm, TEXTS)]
+    return np.stack([np.concatenate([one.probabilities for one in row]) for row in answers])

@@ -14,6 +14,7 @@ from fmplex_tools.fleet.claims import Claims, Desired
 from fmplex_tools.fleet.content import Contents, FMContent, VfmContent, read_contents
 from fmplex_tools.planner.fleet_file import Fleet, parse_fleet
 from fmplex_tools.planner.placement import PlanFile
+from fmplex_tools.tasks.manage import create_bundle
 
 FLEET = """
 devices: {cpu: {count: 2, memory: 3 GB}}
@@ -91,6 +92,33 @@ def test_contents_are_what_the_repository_holds(small_repository: Path, tiny_bac
         read("good", "other", fm="small")
     with pytest.raises(Refused, match="'bad': parameter 'weight' is '0'"):
         read("good", "bad")
+
+
+def test_a_bundle_goes_with_its_vfms(small_repository: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+    for port, name in enumerate(("left", "right", "third"), start=10):
+        write_vfm(small_repository, name, port, RECIPES["bare_two"], tiny_backbone, fm="tiny")
+    create_bundle(small_repository, "both", ["left", "right"])
+
+    def read(text: str) -> Contents:
+        return read_contents(parse_fleet(text, "fleet"), small_repository, str(tmp_path), lambda name: None)
+
+    contents = read(FLEET + "bundles: {both: [right, left]}")
+    assert contents.vfms["both"].versions == {}
+    assert contents.vfms["both"].version == "1"
+    part = contents.part({"both", "left", "right"}, {"both": 2, "left": 2, "right": 2})
+    assert part.vfms["both"] == contents.vfms["both"], "it has no weight of its own to spread"
+
+    with pytest.raises(InvalidInput, match=r"bundle 'both': the fleet file says left, third; its .* asks left, right"):
+        read(
+            FLEET.replace("vfms: {", "vfms: {third: {fm: tiny, rate: 1, p99_ms: 500}, ")
+            + "bundles: {both: [left, third]}"
+        )
+    with pytest.raises(InvalidInput, match="asks left, port 11, which is no vFM of the fleet file"):
+        read(FLEET.replace("right", "third") + "bundles: {both: [left, third]}")
+    with pytest.raises(InvalidInput, match="'both' is a bundle: name it with its vFMs under 'bundles'"):
+        read(FLEET.replace("right", "both"))
+    with pytest.raises(NotFound, match="has no vFM 'nowhere', which the fleet file names"):
+        read(FLEET + "bundles: {nowhere: [left, right]}")
 
 
 def test_the_version_that_is_to_be_served() -> None:

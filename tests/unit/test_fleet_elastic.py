@@ -82,6 +82,16 @@ def test_an_fm_that_nobody_calls_sleeps_until_somebody_waits() -> None:
     assert elastic.step(Wish(), {}, (), 602.0).asleep == {"rare"}
 
 
+def test_a_bundle_sleeps_and_wakes_with_its_vfms() -> None:
+    vfms = {**FLEET.vfms, "rarely": FLEET.vfms["seldom"]}
+    fleet = FLEET.model_copy(update={"vfms": vfms, "bundles": {"both": ["seldom", "rarely"]}})
+    asleep = Wish(asleep=frozenset({"rare"}))
+    assert Elastic(fleet, 0.0).step(asleep, {}, (), 500.0).asleep == {"rare"}
+    assert not Elastic(fleet, 0.0).step(asleep, {}, ("both",), 500.0).asleep
+    assert scaled(fleet, Wish()).bundles == fleet.bundles
+    assert not scaled(fleet, asleep).bundles
+
+
 def test_what_is_asked_stays_awake() -> None:
     elastic = Elastic(FLEET, 0.0)
     for now in range(0, 1000, 50):

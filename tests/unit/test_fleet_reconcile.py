@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from fmplex_tools.fleet.reconcile import GRACE, Next, Seen, reconcile
 
 DEVICES = ("a", "b", "c")
 VFMS = ("one", "two", "three")
+BUNDLES = {"both": ("one", "two")}
 LONG_AGO = 1e9
 
 
@@ -57,7 +59,29 @@ def test_a_vfm_without_a_place_stays_where_it_is() -> None:
     assert made.holds["a"] == {"one"}
 
 
-places = st.dictionaries(st.sampled_from(VFMS), st.sets(st.sampled_from(DEVICES), min_size=1, max_size=2))
+def test_the_vfms_of_a_bundle_stay_as_long_as_it_does() -> None:
+    present = {"a": {"one", "two", "both"}, "b": {"one", "two", "both"}}
+    serving = {"a": {"one", "two", "both"}, "b": {"one", "two"}}
+    wanted = {vfm: {"b"} for vfm in ("one", "two", "both")}
+
+    def made(**more: Any) -> Next:
+        return reconcile(wanted, Seen(("a", "b"), present, serving), lambda vfm, device: LONG_AGO, **more)
+
+    assert made().holds["a"] == {"both"}
+    assert made(bundles=BUNDLES).holds["a"] == {"both", "one", "two"}
+    assert made(bundles=BUNDLES).leads == {"one": ("b",), "two": ("b",), "both": ("a",)}
+
+
+@st.composite
+def _places(draw: Any) -> dict[str, set[str]]:
+    """A plan; where there is a bundle, its vFMs are where it is."""
+    plan = draw(st.dictionaries(st.sampled_from(VFMS), st.sets(st.sampled_from(DEVICES), min_size=1, max_size=2)))
+    if "one" in plan and draw(st.booleans()):
+        plan |= {"two": plan["one"], "both": plan["one"]}
+    return plan
+
+
+places = _places()
 
 
 @settings(max_examples=200)
@@ -80,18 +104,26 @@ def test_no_request_is_led_to_where_nobody_answers(
             # A vFM serves once it has been there for some steps without a break.
             recent = history[-1 - slow :] if slow < len(history) else [{device: set() for device in DEVICES}]
             serving = {device: set.intersection(*(past[device] for past in recent)) for device in DEVICES}
+            for own in serving.values():
+                own -= {bundle for bundle, members in BUNDLES.items() if not own >= set(members)}
             door = leads[max(0, len(leads) - 1 - door_slow)]
             for on in leads[max(0, len(leads) - 1 - door_slow) :]:
                 led_last |= {(vfm, device): step for vfm, devices in on.items() for device in devices}
             for vfm, devices in door.items():
-                assert all(vfm in told[device] for device in devices), "the door leads to where it was taken away"
+                needed = {vfm, *BUNDLES.get(vfm, ())}
+                assert all(needed <= told[device] for device in devices), "the door leads to where it was taken away"
             unled = {
                 (vfm, device): (step - led_last.get((vfm, device), -1000)) * step_seconds
-                for vfm in VFMS
+                for vfm in (*VFMS, *BUNDLES)
                 for device in DEVICES
             }
             seen = Seen(DEVICES, {device: told[device] for device in DEVICES}, serving)
-            made = reconcile(plan, seen, lambda vfm, device, unled=unled: unled[vfm, device])  # type: ignore[misc]
+            made = reconcile(
+                plan,
+                seen,
+                lambda vfm, device, unled=unled: unled[vfm, device],  # type: ignore[misc]
+                bundles=BUNDLES,
+            )
             for vfm in plan:
                 if any(vfm in serving[device] for device in DEVICES):
                     assert made.leads[vfm], "somebody serves it, so the door leads there"

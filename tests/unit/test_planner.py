@@ -369,7 +369,7 @@ def test_the_command(tmp_path: Path) -> None:
     command = ["plan", str(file), "--out", str(out), "--picture", str(picture), "--check", "2"]
     done = runner.invoke(app, command, env={"COLUMNS": "140"})
     assert done.exit_code == 0, done.output
-    assert "42 of 42 vFMs on" in done.output
+    assert "43 of 43 vFMs on" in done.output
     assert "private copies" in done.output
     assert picture.stat().st_size > 1000
     again = runner.invoke(app, ["plan", str(file), "--from", str(out), "--check", "0"], env={"COLUMNS": "140"})
@@ -390,3 +390,80 @@ def test_a_fleet_that_is_spread_uses_all_devices_alike() -> None:
     held = [len(vfms) for vfms in made.placement.by_device().values()]
     assert len(held) == 4, "all four devices"
     assert max(held) <= 2 * min(held)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), count=st.integers(4, 10), exactly=st.booleans())
+def test_the_vfms_of_a_bundle_share_their_devices(data: st.DataObject, count: int, exactly: bool) -> None:
+    rates, sizes = st.floats(0.1, 5), st.integers(0, 80)
+    vfms = {
+        f"v{number}": {
+            "fm": "small",
+            "rate": data.draw(rates),
+            "memory": data.draw(sizes) * MB,
+            "p99_ms": 900,
+            "replicas": data.draw(st.integers(1, 2)),
+        }
+        for number in range(count)
+    }
+    members = st.lists(st.sampled_from(list(vfms)), min_size=2, max_size=3, unique=True)
+    bundles = data.draw(st.dictionaries(st.sampled_from(["x", "y", "z"]), members, min_size=1))
+    fleet = fleet_of(vfms=vfms, bundles=bundles, devices={"cpu": {"count": 6, "memory": GB}})
+    made = plan(fleet, solver="exact" if exactly else "fast", seconds=2, checked=0)
+    file = PlanFile.of(made.placement, made.problem)
+    on: dict[str, set[int]] = defaultdict(set)
+    for device, fms in file.devices.items():
+        for name in fms["small"]:
+            on[name].add(made.problem.device_names.index(device))
+    for bundle, names in bundles.items():
+        assert all(on[name] == on[bundle] for name in names), "they share all of their devices"
+    assert on.keys() | set(file.missing) == fleet.fm_of().keys()
+    assert not {name for name, devices in on.items() if devices} & set(file.missing)
+    assert file.placement(made.problem) == made.placement
+    assert made.problem.vfms == count
+
+    there = {name: sorted(on[name]) for name in vfms if on[name]}
+    apart = {name: {**vfms[name], "replicas": len(devices)} for name, devices in there.items()}
+    if apart:
+        whole = fleet_of(vfms=apart, devices={"cpu": {"count": 6, "memory": GB}})
+        check(whole, Placement({name: tuple(devices) for name, devices in there.items()}))
+
+
+def test_a_bundle_over_what_is_placed_already_moves_only_what_it_must() -> None:
+    vfms = {name: {"fm": "small", "rate": 1, "p99_ms": 500} for name in "abcd"}
+    before = PlanFile(devices={"cpu-0": {"small": ["a", "b"]}, "cpu-1": {"small": ["c", "d"]}})
+    fleet = fleet_of(vfms=vfms, bundles={"trio": ["b", "c", "d"]})
+    made = plan(fleet, before=before, checked=2)
+    assert PlanFile.of(made.placement, made.problem).devices == {
+        "cpu-0": {"small": ["a"]},
+        "cpu-1": {"small": ["b", "c", "d", "trio"]},
+    }
+    assert made.good
+    without_it = plan(fleet_of(vfms=vfms), before=PlanFile.of(made.placement, made.problem), checked=0)
+    assert without_it.changes is not None
+    assert (without_it.changes.removed, without_it.changes.moved) == (("trio",), {})
+
+
+@pytest.mark.parametrize(
+    ("bundles", "says"),
+    [
+        ({"x": ["a", "ghost"]}, r"bundles\.x: there is no vFM 'ghost'"),
+        ({"x": ["a", "a"]}, r"bundles\.x: 'a' is one vFM; a bundle has at least two"),
+        ({"x": ["a"]}, r"bundles\.x .*at least 2 items"),
+        ({"x": ["a", "many"]}, r"bundles\.x: 'many' is 3 vFMs; name single ones"),
+        ({"x": ["a", "far"]}, r"bundles\.x: its vFMs are on large and small; they have one FM"),
+        ({"many-1": ["a", "b"]}, "bundles: 'many-1' is the name of a vFM or FM already"),
+        ({"x": ["a", "b"], "y": ["b", "c"]}, "apart: 'a' and 'c' share devices for bundle 'x'"),
+    ],
+)
+def test_bundles_that_cannot_be_are_refused(bundles: dict[str, list[str]], says: str) -> None:
+    one = {"fm": "small", "rate": 1, "p99_ms": 500}
+    fleet = {
+        "devices": {"cpu": {"memory": GB}},
+        "fms": {name: {"memory": MB, "cost": {"cpu": COST}} for name in ("small", "large")},
+        "vfms": {"a": one, "b": one, "c": one, "many": {**one, "count": 3}, "far": {**one, "fm": "large"}},
+        "apart": [["a", "c"]],
+        "bundles": bundles,
+    }
+    with pytest.raises(InvalidInput, match=says):
+        parse_fleet(yaml.safe_dump(fleet), "fleet.yaml")

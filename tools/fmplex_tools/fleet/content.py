@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from fmplex_backend.errors import InvalidInput, NotFound
-from fmplex_backend.repository.config import CONFIG_FILE, is_physical, parameters_of, read_config, vfm_config
+from fmplex_backend.repository.config import CONFIG_FILE, VfmConfig, is_physical, parameters_of, read_config, vfm_config
 from fmplex_backend.repository.layout import model_dirs, versions
 from fmplex_tools.fleet.artifacts import push
 from fmplex_tools.planner.fleet_file import Fleet
@@ -30,17 +30,22 @@ class FMContent(_Part):
 
 
 class VfmContent(_Part):
-    """A vFM."""
+    """A vFM, or a bundle."""
 
     fm: str
     config: str
     versions: dict[str, str]
-    """Version → its hash in the store."""
+    """Version → its hash in the store; none of a bundle."""
+
+    @property
+    def is_bundle(self) -> bool:
+        """Whether it is an ensemble over several vFMs, with nothing of its own."""
+        return not self.versions
 
     @property
     def version(self) -> str:
         """The one that is to be served, by Triton's rule."""
-        return _pinned(self.config) or max(self.versions, key=int)
+        return _pinned(self.config) or max(self.versions, key=int, default="1")
 
 
 class Contents(_Part):
@@ -81,16 +86,12 @@ def read_contents(fleet: Fleet, repository: Path, store: str, tell: Callable[[st
         if (folder := folders.get(name)) is None or not is_physical(read_config(folder / CONFIG_FILE)):
             raise NotFound(f"{repository} has no physical FM {name!r}, which the fleet file names")
         fms[name] = FMContent(config=(folder / CONFIG_FILE).read_text("utf-8"))
-    made = {}
+    made, on_port = {}, dict[tuple[str, int], str]()
     for name, own in fleet.names():
-        if (folder := folders.get(name)) is None:
-            raise NotFound(f"{repository} has no vFM {name!r}, which the fleet file names")
-        config = read_config(folder / CONFIG_FILE)
-        known = vfm_config(name, config, set(fms))
-        if known is None or known.fm != own.fm:
-            raise InvalidInput(f"vFM {name!r}: in {repository} it is not on the physical FM {own.fm!r}")
+        folder, known = _ensemble(name, own.fm, folders, repository)
         if known.is_bundle:
-            raise InvalidInput(f"{name!r} is a bundle: a fleet does not place those yet; leave it out")
+            raise InvalidInput(f"{name!r} is a bundle: name it with its vFMs under 'bundles', not under 'vfms'")
+        on_port[own.fm, known.ports[0]] = name
         tell(name)
         numbers = versions(folder)
         if not numbers:
@@ -100,12 +101,32 @@ def read_contents(fleet: Fleet, repository: Path, store: str, tell: Callable[[st
             text = _with(text, weight=f"{own.weight:g}")
         hashes = {str(number): push(folder / str(number), store) for number in numbers}
         made[name] = VfmContent(fm=own.fm, config=text, versions=hashes)
+    for name, members in fleet.bundles.items():
+        fm = fleet.vfms[members[0]].fm
+        folder, known = _ensemble(name, fm, folders, repository)
+        asked = {on_port.get((fm, port), f"port {port}, which is no vFM of the fleet file") for port in known.ports}
+        if asked != set(members):
+            raise InvalidInput(
+                f"bundle {name!r}: the fleet file says {', '.join(sorted(set(members)))}; its configuration in "
+                f"{repository} asks {', '.join(sorted(asked))}"
+            )
+        made[name] = VfmContent(fm=fm, config=(folder / CONFIG_FILE).read_text("utf-8"), versions={})
     return Contents(fms=fms, vfms=made)
+
+
+def _ensemble(name: str, fm: str, folders: Mapping[str, Path], repository: Path) -> tuple[Path, VfmConfig]:
+    """The folder of a vFM or bundle of ``fm``, and what its configuration says."""
+    if (folder := folders.get(name)) is None:
+        raise NotFound(f"{repository} has no vFM {name!r}, which the fleet file names")
+    known = vfm_config(name, read_config(folder / CONFIG_FILE), {fm})
+    if known is None:
+        raise InvalidInput(f"vFM {name!r}: in {repository} it is not on the physical FM {fm!r}")
+    return folder, known
 
 
 def _spread(vfm: VfmContent, replicas: int) -> VfmContent:
     """With its part of the weight: all replicas together have what the vFM has. One without a place has none."""
-    if replicas <= 1:
+    if replicas <= 1 or vfm.is_bundle:
         return vfm
     weight = float(parameters_of(_parsed(vfm.config)).get("weight", "1"))
     return vfm.model_copy(update={"config": _with(vfm.config, weight=f"{weight / replicas:g}")})

@@ -279,7 +279,9 @@ class Controller:
             serving={name: report.serving for name, report in up.items()},
         )
         self._ask_door(lambda door: self._leading.follow(door, now))
-        made = reconcile(planned, seen, lambda vfm, device: self._leading.unled(vfm, device, now))
+        made = reconcile(
+            planned, seen, lambda vfm, device: self._leading.unled(vfm, device, now), bundles=self._fleet.bundles
+        )
         # What sleeps is led to nowhere, so that the door says who waits for it.
         self._next = replace(made, leads=made.leads | dict.fromkeys(self._sleeping(), ()))
         self._lead_to(up)
@@ -407,9 +409,9 @@ class Controller:
                 yield node, own
 
     def _sleeping(self) -> set[str]:
-        """vFMs whose physical FM sleeps."""
+        """vFMs and bundles whose physical FM sleeps."""
         asleep = self._desired.asleep if self._desired is not None else []
-        return {name for name, spec in self._fleet.names() if spec.fm in asleep} if asleep else set()
+        return {name for name, fm in self._fleet.fm_of().items() if fm in asleep} if asleep else set()
 
     def _all(self, fleet: Fleet) -> list[str]:
         return [f"{kind}-{number}" for kind, count in self._counts(fleet).items() for number in range(count)]

@@ -201,6 +201,8 @@ class Device:
         if not target.is_dir():
             made = scratch / name
             made.mkdir()
+            if vfm.is_bundle:
+                (made / vfm.version).mkdir()  # Triton wants one, if an empty one
             for number in vfm.versions:
                 (scratch / number).rename(made / number)
             (made / CONFIG_FILE).write_text(vfm.config, "utf-8")
@@ -311,7 +313,7 @@ class Device:
                         problems[name] = vfm["reason"]
                     if vfm["state"] == "serving" and name in ready:
                         serving.add(name)
-                        if self._is_current(name, vfm["version"], wanted) and not vfm["reason"]:
+                        if self._is_current(name, vfm.get("version"), wanted) and not vfm["reason"]:
                             current.add(name)
         return Report(
             host=self._host,
@@ -328,9 +330,11 @@ class Device:
             loads=self._loads.look(f"{self._host}:{self._ports.metrics}") if up else {},
         )
 
-    def _is_current(self, name: str, version: int, wanted: Contents | None) -> bool:
+    def _is_current(self, name: str, version: int | None, wanted: Contents | None) -> bool:
+        """``version``: the one that answers; None: it has none, as a bundle."""
         own = wanted.vfms.get(name) if wanted is not None else None
-        return own is not None and self._held.vfms.get(name) == own and str(version) == own.version
+        same = own is not None and (own.is_bundle if version is None else str(version) == own.version)
+        return same and self._held.vfms.get(name) == own
 
     def _used_bytes(self, process: psutil.Process | None) -> int:
         """PSS of the server's processes, in steps of 10 MB, looked at every 10 s: it takes a while."""

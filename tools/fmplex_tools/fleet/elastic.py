@@ -58,7 +58,7 @@ class Elastic:
         self._begun = now
         self._vfms = [(name, spec) for name, spec in fleet.names() if spec.most_replicas is not None]
         self._rests = {name: spec.sleep_after for name, spec in fleet.fms.items() if spec.sleep_after is not None}
-        self._fm_of = {name: spec.fm for name, spec in fleet.names()} if self._rests else {}
+        self._fm_of = fleet.fm_of() if self._rests else {}
         self._over: dict[str, float] = {}
         self._under: dict[str, float] = {}
         self._asked: dict[str, float] = {}
@@ -138,7 +138,7 @@ def scaled(fleet: Fleet, wish: Wish) -> Fleet:
             count = max(spec.replicas, wish.replicas.get(one, 0))
             rate = spec.rate / spec.replicas * count
             vfms[one] = spec.model_copy(update={"count": 1, "replicas": count, "rate": rate})
-    return fleet.model_copy(update={"vfms": vfms})
+    return fleet.with_vfms(vfms)
 
 
 def fitted(fleet: Fleet, wish: Wish, place: Callable[[Fleet], PlanFile]) -> tuple[PlanFile, Wish]:

@@ -12,7 +12,7 @@ from fmplex_tools.planner.planning import plan as planned
 def plan_on(fleet: Fleet, devices: list[str], before: PlanFile | None) -> PlanFile:
     """A plan of ``fleet`` on these of its devices. What no device holds is in its ``missing``."""
     if not devices or not fleet.vfms:
-        return PlanFile(devices={}, missing=[name for name, _ in fleet.names()])
+        return PlanFile(devices={}, missing=list(fleet.fm_of()))
     real: dict[str, list[str]] = {}
     for name in devices:
         real.setdefault(kind_of(name), []).append(name)

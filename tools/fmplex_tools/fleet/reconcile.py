@@ -2,13 +2,14 @@
 
 A vFM is brought to its new devices and serves there before the door leads to them, and it leaves its old ones only when
 the door has not led there for a while. So a move loses no request, and a device that cannot take a vFM changes nothing
-for its clients.
+for its clients. The vFMs of a bundle stay where they are for as long as the bundle does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 GRACE = 3.0
 """Seconds for which a vFM stays where the door does not lead any more: requests may be on their way."""
@@ -39,9 +40,16 @@ class Next:
 
 
 def reconcile(
-    wanted: Mapping[str, Collection[str]], seen: Seen, unled: Callable[[str, str], float], grace: float = GRACE
+    wanted: Mapping[str, Collection[str]],
+    seen: Seen,
+    unled: Callable[[str, str], float],
+    grace: float = GRACE,
+    bundles: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> Next:
-    """``wanted``: vFM → its devices by the plan. ``unled``: seconds since the door led a vFM to a device."""
+    """``wanted``: vFM or bundle → its devices by the plan. ``unled``: seconds since the door led one to a device.
+
+    ``bundles``: bundle → its vFMs.
+    """
     holders: dict[str, set[str]] = {}
     for device, vfms in seen.present.items():
         for vfm in vfms:
@@ -60,4 +68,7 @@ def reconcile(
         for device in planned | holders.get(vfm, set()):
             if device in planned or stays or unled(vfm, device) < grace:
                 holds.setdefault(device, set()).add(vfm)
+    for device, held in holds.items():
+        for bundle in held & bundles.keys():
+            held |= set(bundles[bundle]) & set(seen.present.get(device, ()))
     return Next(holds, leads, frozenset(moving))

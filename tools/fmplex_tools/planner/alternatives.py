@@ -83,7 +83,8 @@ def _partitions(demand: Demand, kind: int) -> int:
 
 
 def _in_order(problem: Problem) -> list[Demand]:
-    return sorted(problem.demands, key=lambda demand: (demand.strict, -demand.memory))
+    each = [vfm for demand in problem.demands for vfm in demand.vfms or (demand,)]
+    return sorted(each, key=lambda demand: (demand.strict, -demand.memory))
 
 
 def _needed(problem: Problem, how: How, kind: int) -> int | None:

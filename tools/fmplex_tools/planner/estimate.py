@@ -29,7 +29,7 @@ rate is its own delay and nobody else's. `fmplex_tools.planner.verify` holds it 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fmplex_backend.scheduling.cost import CostModel
@@ -65,6 +65,17 @@ class Asked:
     def times(self, part: float) -> Asked:
         """With this ``part`` of the rate."""
         return replace(self, work=self.work * part, spread=self.spread * part, unmerged=self.unmerged * part)
+
+    @classmethod
+    def of_all(cls, asked: Sequence[Asked]) -> Asked:
+        """What vFMs of one FM ask together; the strictest ceiling."""
+        return cls(
+            sum(one.work for one in asked),
+            sum(one.spread for one in asked),
+            min(one.ceiling for one in asked),
+            max(one.alpha for one in asked),
+            sum(one.unmerged for one in asked),
+        )
 
 
 NEVER = Asked(math.inf, math.inf, -1.0, math.nan, math.inf)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +26,9 @@ vfms:
   sentiment: {fm: minilm, memory: 90 KB, rate: 6, lengths: {16: 3, 64: 1}, p99_ms: 400}
   topics: {fm: minilm, count: 40, memory: 90 KB, rate: 0.2, lengths: 32, p99_ms: 400}
   alarm: {fm: minilm, memory: 90 KB, rate: 0.1, p99_ms: 200, replicas: 2, weight: 4}
+  urgency: {fm: minilm, memory: 90 KB, rate: 1, p99_ms: 400}
 apart: [[sentiment, alarm]]
+bundles: {triage: [sentiment, urgency]}   # one input for both: they share their devices
 # run:                              # for `fmplex fleet`
 #   repository: model_repository    # the FMs and vFMs named above
 #   store: /srv/fmplex              # seen by every node; or s3://bucket/fmplex
@@ -171,6 +173,8 @@ class Fleet(_Part):
     vfms: dict[Name, VfmSpec] = Field(min_length=1)
     apart: list[list[str]] = []
     """vFMs of one list share no device."""
+    bundles: dict[Name, Annotated[list[str], Field(min_length=2)]] = {}
+    """Ensembles over several vFMs of one FM, which share their devices."""
     headroom: float = Field(0.1, ge=0, lt=1)
     """Part of every device's memory that is left free."""
     spread: bool = False
@@ -182,6 +186,29 @@ class Fleet(_Part):
         for name, vfm in self.vfms.items():
             for each in (name,) if vfm.count == 1 else vfm.numbered(name):
                 yield each, vfm
+
+    def fm_of(self) -> dict[str, str]:
+        """All that clients ask for, vFMs and bundles → physical FM."""
+        found = {name: vfm.fm for name, vfm in self.names()}
+        return found | {name: found[members[0]] for name, members in self.bundles.items()}
+
+    def with_vfms(self, vfms: Mapping[str, VfmSpec]) -> Fleet:
+        """The same with these vFMs, and the bundles of which all vFMs are among them."""
+        bundles = {name: members for name, members in self.bundles.items() if vfms.keys() >= set(members)}
+        return self.model_copy(update={"vfms": dict(vfms), "bundles": bundles})
+
+    def together(self) -> list[tuple[list[str], list[str]]]:
+        """Bundles, and the vFMs that share devices for them; bundles that have a vFM in common are one of these."""
+        blocks: list[tuple[list[str], list[str]]] = []
+        for name, members in self.bundles.items():
+            bundles, vfms, others = [name], list(dict.fromkeys(members)), []
+            for block in blocks:
+                if set(block[1]) & set(vfms):
+                    bundles, vfms = block[0] + bundles, list(dict.fromkeys(block[1] + vfms))
+                else:
+                    others.append(block)
+            blocks = [*others, (bundles, vfms)]
+        return blocks
 
     @model_validator(mode="after")
     def _names(self) -> Fleet:
@@ -198,7 +225,28 @@ class Fleet(_Part):
                 raise ValueError(f"apart: there is no vFM {unknown[0]!r}")
         if (count := sum(vfm.count for vfm in self.vfms.values())) > MOST_VFMS:
             raise ValueError(f"vfms: {count:,} of them; at most {MOST_VFMS:,}")
+        self._check_bundles()
         return self
+
+    def _check_bundles(self) -> None:
+        if not self.bundles:
+            return
+        if taken := sorted(self.bundles.keys() & ({name for name, _ in self.names()} | self.fms.keys())):
+            raise ValueError(f"bundles: {taken[0]!r} is the name of a vFM or FM already")
+        for name, members in self.bundles.items():
+            for member in members:
+                if member not in self.vfms:
+                    raise ValueError(f"bundles.{name}: there is no vFM {member!r}")
+                if self.vfms[member].count > 1:
+                    raise ValueError(f"bundles.{name}: {member!r} is {self.vfms[member].count} vFMs; name single ones")
+            if len(set(members)) < 2:
+                raise ValueError(f"bundles.{name}: {members[0]!r} is one vFM; a bundle has at least two")
+            if len(fms := sorted({self.vfms[member].fm for member in members})) > 1:
+                raise ValueError(f"bundles.{name}: its vFMs are on {' and '.join(fms)}; they have one FM")
+        for bundles, vfms in self.together():
+            for group in self.apart:
+                if len(both := sorted(set(group) & set(vfms))) > 1:
+                    raise ValueError(f"apart: {both[0]!r} and {both[1]!r} share devices for bundle {bundles[0]!r}")
 
 
 def read_fleet(path: Path) -> Fleet:

@@ -247,6 +247,10 @@ class Packing:
         time = max(time, self._work[device] / FULLEST)
         return {"memory": float(self._taken[device] / self._memory[device]), "time": float(time), "slots": slots}
 
+    def vfms_on(self, device: int) -> int:
+        """How many, a bundle's each for itself."""
+        return sum(self.problem.demands[piece.demand].size for piece in self.on[device])
+
     def round_of(self, device: int) -> float:
         """Seconds that a round should take there."""
         return float(self._round[device] / (1 - self._work[device]))

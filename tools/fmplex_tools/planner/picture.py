@@ -56,7 +56,7 @@ def _bars(packing: Packing, used: list[int], panels: Any) -> None:
     panels[0].set_yticks(list(places), [problem.device_names[device] for device in used])
     panels[0].invert_yaxis()
     for place, device in zip(places, used, strict=True):
-        panels[1].text(1.01, place, f"{len(packing.on[device]):,} vFMs", va="center", fontsize=8)
+        panels[1].text(1.01, place, f"{packing.vfms_on(device):,} vFMs", va="center", fontsize=8)
     handles = panels[0].get_legend_handles_labels()
     panels[0].figure.legend(*handles, loc="outside lower center", ncols=5, fontsize=8)
 
@@ -82,7 +82,7 @@ def _curves(packing: Packing, used: list[int], panels: Any) -> None:
         panels[0].plot(sorted((one[name] for one in full), reverse=True), label=name)
     panels[0].set(title="part taken, fullest first", xlabel="devices", ylim=(0, 1.02))
     panels[0].legend()
-    panels[1].hist([len(packing.on[device]) for device in used], bins=40)
+    panels[1].hist([packing.vfms_on(device) for device in used], bins=40)
     panels[1].set(title="vFMs on a device", xlabel="vFMs", ylabel="devices")
     for panel in panels:
         panel.grid(alpha=0.3)

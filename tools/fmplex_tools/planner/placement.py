@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +14,10 @@ from fmplex_tools.planner.problem import Problem
 
 @dataclass(frozen=True)
 class Placement:
-    """vFM → the devices that its replicas are on, by number. vFMs that are missing did not fit."""
+    """vFM → the devices that its replicas are on, by number. vFMs that are missing did not fit.
+
+    A bundle stands for its vFMs (`fmplex_tools.planner.problem.Demand`).
+    """
 
     on: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
@@ -42,21 +44,22 @@ class PlanFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     devices: dict[str, dict[str, list[str]]]
-    """Device → physical FM → vFMs on it."""
+    """Device → physical FM → vFMs and bundles on it."""
     missing: list[str] = []
-    """vFMs that did not fit."""
+    """vFMs and bundles that did not fit."""
 
     @classmethod
     def of(cls, placement: Placement, problem: Problem) -> PlanFile:
         """``placement`` by names."""
-        fm_of = fm_names(problem)
+        demand_of = {name: demand for demand in problem.demands for name in demand.names}
         devices: dict[str, dict[str, list[str]]] = {}
         for device, vfms in placement.by_device().items():
             own: dict[str, list[str]] = defaultdict(list)
             for vfm in vfms:
-                own[fm_of[vfm]].append(vfm)
+                own[problem.fms[demand_of[vfm].fm].name] += demand_of[vfm].all_of(vfm)
             devices[problem.device_names[device]] = {fm: sorted(names) for fm, names in sorted(own.items())}
-        return cls(devices=devices, missing=placement.missing(problem))
+        missing = [name for vfm in placement.missing(problem) for name in demand_of[vfm].all_of(vfm)]
+        return cls(devices=devices, missing=missing)
 
     def placement(self, problem: Problem) -> Placement:
         """By numbers; devices that are not there any more are left out, and so is what was only on them."""
@@ -66,6 +69,12 @@ class PlanFile(BaseModel):
             if device in numbers:
                 for vfm in (vfm for vfms in fms.values() for vfm in vfms):
                     on[vfm].append(numbers[device])
+        for demand in problem.demands:
+            if demand.vfms:  # where most of it is, should it not all be there yet
+                parts = [on.pop(name, []) for name in demand.all_of(demand.names[0])]
+                most = Counter(device for part in parts for device in part).most_common(demand.replicas)
+                if most:
+                    on[demand.names[0]] = [device for device, _ in most]
         return Placement({vfm: tuple(sorted(set(devices))) for vfm, devices in on.items()})
 
 
@@ -77,8 +86,3 @@ def read_plan(path: Path) -> PlanFile:
         raise NotFound(f"no plan {path}; `fmplex plan FLEET.yaml --out {path}` makes one") from None
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise InvalidInput(f"{path}: no plan: {error}") from None
-
-
-def fm_names(problem: Problem) -> Mapping[str, str]:
-    """vFM → its physical FM."""
-    return {name: problem.fms[demand.fm].name for demand in problem.demands for name in demand.names}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from fmplex_backend.errors import InvalidInput
 from fmplex_tools.planner.estimate import NEVER, ROUNDS, Asked, asked, asked_alone, launches
@@ -56,7 +56,10 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Demand:
-    """vFMs that ask for the same; each has ``replicas`` replicas, all alike."""
+    """vFMs that ask for the same; each has ``replicas`` replicas, all alike.
+
+    Or the vFMs of a bundle, as one that goes where they go, under the bundle's name.
+    """
 
     names: tuple[str, ...]
     fm: int
@@ -73,6 +76,11 @@ class Demand:
     alone: tuple[Asked, ...]
     """By kind: what a private copy would."""
     traffic: Traffic
+    """Of a bundle, that of its first vFM."""
+    vfms: tuple[Demand, ...] = ()
+    """Of a bundle: what each of its vFMs asks for."""
+    bundles: tuple[str, ...] = ()
+    """Of a bundle: its name, and those of others that have vFMs in common with it."""
 
     @property
     def strict(self) -> float:
@@ -84,11 +92,25 @@ class Demand:
         """Replicas of all of them."""
         return len(self.names) * self.replicas
 
+    @property
+    def size(self) -> int:
+        """vFMs that each of its names stands for."""
+        return len(self.vfms) or 1
+
+    def each(self, place: int) -> Iterator[tuple[str, Demand]]:
+        """The vFMs that its ``place``-th name stands for, and what each asks for."""
+        yield from ((one.names[0], one) for one in self.vfms) if self.vfms else ((self.names[place], self),)
+
+    def all_of(self, name: str) -> tuple[str, ...]:
+        """What goes where ``name`` goes: for a bundle its vFMs and the bundles over them, else the vFM itself."""
+        return (*self.bundles, *(one.names[0] for one in self.vfms)) if self.vfms else (name,)
+
     def with_another_replica(self) -> Demand:
         """Each of which asks for that much less."""
         part = self.replicas / (self.replicas + 1)
         asked, alone = (tuple(one.times(part) for one in own) for own in (self.asked, self.alone))
-        return replace(self, replicas=self.replicas + 1, asked=asked, alone=alone)
+        vfms = tuple(vfm.with_another_replica() for vfm in self.vfms)
+        return replace(self, replicas=self.replicas + 1, asked=asked, alone=alone, vfms=vfms)
 
 
 @dataclass(frozen=True)
@@ -109,7 +131,15 @@ class Problem:
     @property
     def vfms(self) -> int:
         """To be placed."""
-        return sum(len(demand.names) for demand in self.demands)
+        return self.count(name for demand in self.demands for name in demand.names)
+
+    def count(self, names: Iterable[str]) -> int:
+        """vFMs that these names of demands stand for."""
+        return sum(self._bundled.get(name, 1) for name in names)
+
+    @cached_property
+    def _bundled(self) -> dict[str, int]:
+        return {name: demand.size for demand in self.demands if demand.vfms for name in demand.names}
 
     @cached_property
     def kind_of(self) -> tuple[int, ...]:
@@ -171,39 +201,62 @@ def problem_of(fleet: Fleet) -> Problem:
         ends = min(lengths[name], default=1), max(lengths[name], default=1)
         fms.append(Shared(name, int(fm.memory), fm.slots, tuple(alphas), ends))
     bare = Problem(kinds, tuple(fms), (), fleet.spread)
+    together = fleet.together()
+    bundled = {vfm for _, vfms in together for vfm in vfms}
     demands = []
     for name, vfm in fleet.vfms.items():
-        apart = frozenset(number for number, group in enumerate(fleet.apart) if name in group)
-        if apart and vfm.count > 1:
+        if vfm.count > 1 and any(name in group for group in fleet.apart):
             raise InvalidInput(f"apart: {name!r} is {vfm.count} vFMs; name single ones")
-        names = (name,) if vfm.count == 1 else vfm.numbered(name)
-        demands.append(_with_replicas(bare, fleet, names, vfm, fm_names.index(vfm.fm), apart))
+        if name not in bundled:
+            demands.append(_with_replicas(bare, vfm.replicas, partial(_demand, bare, fleet, name)))
+    for bundles, vfms in together:
+        least = max(fleet.vfms[vfm].replicas for vfm in vfms)
+        demands.append(_with_replicas(bare, least, partial(_bundle, bare, fleet, tuple(bundles), vfms)))
     return replace(bare, demands=tuple(_merged(demands)))
 
 
-def _with_replicas(
-    bare: Problem, fleet: Fleet, names: tuple[str, ...], vfm: VfmSpec, fm: int, apart: frozenset[int]
-) -> Demand:
+def _with_replicas(bare: Problem, least: int, demand_with: Callable[[int], Demand]) -> Demand:
     """With the fewest replicas, from what is asked for on, each of which fits on a device of its own."""
-    made = None
-    for replicas in _more(vfm.replicas, max(vfm.replicas, bare.devices)):
-        demand = Demand(
-            names=names,
-            fm=fm,
-            memory=int(vfm.memory),
-            slots=int(vfm.adapter),
-            replicas=replicas,
-            asked=tuple(_asked(fleet, bare, vfm, fm, kind, replicas, alone=False) for kind in range(len(bare.kinds))),
-            apart=apart,
-            target=vfm.p99_ms / 1e3,
-            alone=tuple(_asked(fleet, bare, vfm, fm, kind, replicas, alone=True) for kind in range(len(bare.kinds))),
-            traffic=Traffic(vfm.rate, vfm.burst, tuple(sorted(vfm.lengths.items())), vfm.weight),
-        )
-        made = made or demand
-        if bare.why_never(demand) is None:
+    for replicas in _more(least, max(least, bare.devices)):
+        if bare.why_never(demand := demand_with(replicas)) is None:
             return demand
-    assert made is not None
-    return made  # no number of replicas helps: told of as it was asked for
+    return demand_with(least)  # no number of replicas helps: told of as it was asked for
+
+
+def _demand(bare: Problem, fleet: Fleet, name: str, replicas: int) -> Demand:
+    vfm = fleet.vfms[name]
+    fm, kinds = [own.name for own in bare.fms].index(vfm.fm), range(len(bare.kinds))
+    return Demand(
+        names=(name,) if vfm.count == 1 else vfm.numbered(name),
+        fm=fm,
+        memory=int(vfm.memory),
+        slots=int(vfm.adapter),
+        replicas=replicas,
+        asked=tuple(_asked(fleet, bare, vfm, fm, kind, replicas, alone=False) for kind in kinds),
+        apart=frozenset(number for number, group in enumerate(fleet.apart) if name in group),
+        target=vfm.p99_ms / 1e3,
+        alone=tuple(_asked(fleet, bare, vfm, fm, kind, replicas, alone=True) for kind in kinds),
+        traffic=Traffic(vfm.rate, vfm.burst, tuple(sorted(vfm.lengths.items())), vfm.weight),
+    )
+
+
+def _bundle(bare: Problem, fleet: Fleet, bundles: tuple[str, ...], vfms: Sequence[str], replicas: int) -> Demand:
+    """What ``vfms`` ask for together. Rows that a bundle's vFMs could share count for each of them."""
+    each = tuple(_demand(bare, fleet, vfm, replicas) for vfm in vfms)
+    return Demand(
+        names=bundles[:1],
+        fm=each[0].fm,
+        memory=sum(one.memory for one in each),
+        slots=sum(one.slots for one in each),
+        replicas=replicas,
+        asked=tuple(Asked.of_all(asked) for asked in zip(*(one.asked for one in each), strict=True)),
+        apart=frozenset().union(*(one.apart for one in each)),
+        target=min(one.target for one in each),
+        alone=tuple(Asked.of_all(alone) for alone in zip(*(one.alone for one in each), strict=True)),
+        traffic=each[0].traffic,
+        vfms=each,
+        bundles=bundles,
+    )
 
 
 def _asked(fleet: Fleet, bare: Problem, vfm: VfmSpec, fm: int, kind: int, replicas: int, *, alone: bool) -> Asked:

@@ -47,8 +47,8 @@ def _summary(plan: Plan, console: Console) -> None:
     gap = "" if price <= plan.bound * (1 + 1e-9) else f", at most {price / plan.bound - 1:.1%} above what any could do"
     gap = gap if plan.bound and not placement.missing(problem) else ""
     console.print(
-        f"[bold]{len(placement.on):,} of {problem.vfms:,} vFMs on {used:,} of {problem.devices:,} devices[/]: "
-        f"{escape(plan.how)}{gap}"
+        f"[bold]{problem.count(placement.on):,} of {problem.vfms:,} vFMs on {used:,} of {problem.devices:,} "
+        f"devices[/]: {escape(plan.how)}{gap}"
     )
 
 
@@ -64,7 +64,7 @@ def _devices(plan: Plan) -> Table:
         full = [packing.fullness(device) for device in used]
         means = {name: sum(one[name] for one in full) / len(full) for name in full[0]}
         limits = Counter(max(one, key=lambda name: one[name]) for one in full)
-        vfms = [len(packing.on[device]) for device in used]
+        vfms = [packing.vfms_on(device) for device in used]
         spread = f"{min(vfms):,}" if min(vfms) == max(vfms) else f"{min(vfms):,} to {max(vfms):,}"
         what = ", ".join(f"{name} ({count:,})" for name, count in limits.most_common())
         table.add_row(
@@ -80,12 +80,12 @@ def _fms(plan: Plan) -> Table:
         demands = [demand for demand in problem.demands if demand.fm == number]
         names = [name for demand in demands for name in demand.names if name in placement.on]
         replicas = {device for name in names for device in placement.on[name]}
-        several = sum(len(placement.on[name]) > 1 for name in names)
+        several = problem.count(name for name in names if len(placement.on[name]) > 1)
         own = sum(d.memory * len(placement.on[name]) for d in demands for name in d.names if name in placement.on)
         table.add_row(
             fm.name,
             f"{len(replicas):,}",
-            f"{len(names):,}",
+            f"{problem.count(names):,}",
             f"{several:,}",
             f"{(own + fm.memory * len(replicas)) / 1e6:,.0f}",
         )
@@ -97,7 +97,7 @@ def _without(plan: Plan) -> Table:
     table = _table("The same fleet without sharing", "", "vFMs hosted here", "devices for all of them")
     used = Counter(problem.kinds[problem.kind_of[device]].name for device in placement.by_device())
     whole = ", ".join(f"{count:,} {kind}" for kind, count in used.items())
-    table.add_row("shared", f"{len(placement.on):,}", whole if not placement.missing(problem) else "–")
+    table.add_row("shared", f"{problem.count(placement.on):,}", whole if not placement.missing(problem) else "–")
     for title, found in (
         ("private copies", without(problem, "private")),
         ("spatial partitions", without(problem, "spatial")),

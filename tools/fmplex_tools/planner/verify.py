@@ -105,7 +105,8 @@ def _tightened(problem: Problem, demand: Demand) -> Demand:
 def _on(fleet: Fleet, packing: Packing, device: int, seed: int) -> Iterator[Finding]:
     problem = packing.problem
     pieces = packing.on[device]
-    rates = [problem.demands[p.demand].traffic.rate / problem.demands[p.demand].replicas for p in pieces]
+    each = [(piece.demand, *one) for piece in pieces for one in problem.demands[piece.demand].each(piece.name)]
+    rates = [demand.traffic.rate / demand.replicas for _, _, demand in each]
     if not sum(rates):
         return
     kind = problem.kinds[problem.kind_of[device]].name
@@ -115,10 +116,9 @@ def _on(fleet: Fleet, packing: Packing, device: int, seed: int) -> Iterator[Find
     arrivals: list[Arrival] = []
     policies: dict[int, dict[str, VfmPolicy]] = defaultdict(dict)
     owner = {}
-    for piece, rate in zip(pieces, rates, strict=True):
-        demand = problem.demands[piece.demand]
-        name, traffic = f"{piece.demand} {demand.names[piece.name]}", demand.traffic
-        owner[name] = piece.demand
+    for (number, vfm, demand), rate in zip(each, rates, strict=True):
+        name, traffic = f"{number} {vfm}", demand.traffic
+        owner[name] = number, demand.target
         policies[demand.fm][name] = VfmPolicy(traffic.weight, max(512, 4 * traffic.burst))
         arrivals += _arrivals(name, traffic, rate, span, rng)
     arrivals.sort(key=lambda arrival: arrival.time)
@@ -127,7 +127,7 @@ def _on(fleet: Fleet, packing: Packing, device: int, seed: int) -> Iterator[Find
         spec = fleet.fms[problem.fms[fm].name]
         cost = spec.cost[kind].model()
         parts.append(Part(make_queue("fair", spec.max_batch_rows, cost), Device(cost), own))
-    yield from _findings(problem, device, owner, together(parts, arrivals, seed=seed))
+    yield from _findings(device, owner, together(parts, arrivals, seed=seed))
 
 
 def _arrivals(name: str, traffic: Traffic, rate: float, span: float, rng: np.random.Generator) -> Iterator[Arrival]:
@@ -139,16 +139,19 @@ def _arrivals(name: str, traffic: Traffic, rate: float, span: float, rng: np.ran
         yield Arrival(time, name, tuple(own))
 
 
-def _findings(problem: Problem, device: int, owner: Mapping[str, int], answers: Answers) -> Iterator[Finding]:
+def _findings(device: int, owner: Mapping[str, tuple[int, float]], answers: Answers) -> Iterator[Finding]:
+    """``owner``: name → number of its demand, and seconds within which it is to be answered."""
     taken: dict[int, list[float]] = defaultdict(list)
     lost: dict[int, int] = defaultdict(int)
-    for name, number in owner.items():
+    slow: dict[int, int] = defaultdict(int)
+    for name, (number, target) in owner.items():
         taken[number] += answers.latencies[name]
         lost[number] += answers.rejected[name]
+        slow[number] += sum(latency > target for latency in answers.latencies[name])
     for number, latencies in taken.items():
         rows = len(latencies) + lost[number]
         if not rows:
             continue
-        late = lost[number] + sum(latency > problem.demands[number].target for latency in latencies)
+        late = lost[number] + slow[number]
         p99 = float(np.quantile(latencies, QUANTILE)) if latencies else float("inf")
         yield Finding(device, number, rows, p99, late / rows)

@@ -16,7 +16,8 @@ BATCH_ROWS = "fmplex_batch_rows_sum"
 BATCHES = "fmplex_batch_rows_count"
 DECIDING = "fmplex_decision_seconds_sum"
 SUBMITTING = "fmplex_submit_seconds_sum"
-LATEST = 10.0
+LATEST = 60.0
+"""Seconds to wait for metrics: a host tells them more slowly the busier its machine is."""
 
 
 def read(made: Arena) -> FmScrape:
