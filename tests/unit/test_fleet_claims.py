@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from support.recipes import RECIPES, write_vfm
 
 from fmplex_backend.errors import InvalidInput, NotFound, Refused
-from fmplex_backend.repository.config import CONFIG_FILE, parameters_of, read_config
+from fmplex_backend.repository.config import CONFIG_FILE, parameters_of, read_config, write_config
 from fmplex_tools.fleet.agent import Agent
 from fmplex_tools.fleet.claims import Claims, Desired
 from fmplex_tools.fleet.content import Contents, FMContent, VfmContent, read_contents
@@ -119,6 +120,22 @@ def test_a_bundle_goes_with_its_vfms(small_repository: Path, tiny_backbone: Path
         read(FLEET.replace("right", "both"))
     with pytest.raises(NotFound, match="has no vFM 'nowhere', which the fleet file names"):
         read(FLEET + "bundles: {nowhere: [left, right]}")
+
+
+def test_an_ensemble_over_two_fms_is_no_vfm_of_either(
+    small_repository: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    write_vfm(small_repository, "right", 10, RECIPES["bare_two"], tiny_backbone, fm="tiny")
+    write_vfm(small_repository, "left", 11, RECIPES["bare_two"], tiny_backbone, fm="tiny")
+    shutil.copytree(small_repository / "tiny", small_repository / "second")
+    config = read_config(small_repository / "left" / CONFIG_FILE)
+    other = config.ensemble_scheduling.step.add()
+    other.CopyFrom(config.ensemble_scheduling.step[0])
+    other.model_name = "second"
+    write_config(small_repository / "left" / CONFIG_FILE, config)
+    text = FLEET.replace("\nfms: {", "\nfms: {second: {memory: 100 MB, cost: {cpu: {alpha: 0.01, beta: 0.0001}}}, ")
+    with pytest.raises(Refused, match="vFM 'left': has several steps to physical FMs"):
+        read_contents(parse_fleet(text, "fleet"), small_repository, str(tmp_path), lambda name: None)
 
 
 def test_the_version_that_is_to_be_served() -> None:

@@ -73,7 +73,7 @@ def test_the_vfms_of_a_bundle_stay_as_long_as_it_does() -> None:
 
 
 @st.composite
-def _places(draw: Any) -> dict[str, set[str]]:
+def places(draw: Any) -> dict[str, set[str]]:
     """A plan; where there is a bundle, its vFMs are where it is."""
     plan = draw(st.dictionaries(st.sampled_from(VFMS), st.sets(st.sampled_from(DEVICES), min_size=1, max_size=2)))
     if "one" in plan and draw(st.booleans()):
@@ -81,12 +81,9 @@ def _places(draw: Any) -> dict[str, set[str]]:
     return plan
 
 
-places = _places()
-
-
 @settings(max_examples=200)
 @given(
-    plans=st.lists(places, min_size=2, max_size=5),
+    plans=st.lists(places(), min_size=2, max_size=5),
     lags=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4), st.integers(1, 20)), min_size=2, max_size=5),
 )
 def test_no_request_is_led_to_where_nobody_answers(

@@ -88,7 +88,7 @@ def read_contents(fleet: Fleet, repository: Path, store: str, tell: Callable[[st
         fms[name] = FMContent(config=(folder / CONFIG_FILE).read_text("utf-8"))
     made, on_port = {}, dict[tuple[str, int], str]()
     for name, own in fleet.names():
-        folder, known = _ensemble(name, own.fm, folders, repository)
+        folder, known = _ensemble(name, own.fm, fleet, folders, repository)
         if known.is_bundle:
             raise InvalidInput(f"{name!r} is a bundle: name it with its vFMs under 'bundles', not under 'vfms'")
         on_port[own.fm, known.ports[0]] = name
@@ -103,7 +103,7 @@ def read_contents(fleet: Fleet, repository: Path, store: str, tell: Callable[[st
         made[name] = VfmContent(fm=own.fm, config=text, versions=hashes)
     for name, members in fleet.bundles.items():
         fm = fleet.vfms[members[0]].fm
-        folder, known = _ensemble(name, fm, folders, repository)
+        folder, known = _ensemble(name, fm, fleet, folders, repository)
         asked = {on_port.get((fm, port), f"port {port}, which is no vFM of the fleet file") for port in known.ports}
         if asked != set(members):
             raise InvalidInput(
@@ -114,12 +114,14 @@ def read_contents(fleet: Fleet, repository: Path, store: str, tell: Callable[[st
     return Contents(fms=fms, vfms=made)
 
 
-def _ensemble(name: str, fm: str, folders: Mapping[str, Path], repository: Path) -> tuple[Path, VfmConfig]:
+def _ensemble(
+    name: str, fm: str, fleet: Fleet, folders: Mapping[str, Path], repository: Path
+) -> tuple[Path, VfmConfig]:
     """The folder of a vFM or bundle of ``fm``, and what its configuration says."""
     if (folder := folders.get(name)) is None:
         raise NotFound(f"{repository} has no vFM {name!r}, which the fleet file names")
-    known = vfm_config(name, read_config(folder / CONFIG_FILE), {fm})
-    if known is None:
+    known = vfm_config(name, read_config(folder / CONFIG_FILE), set(fleet.fms))
+    if known is None or known.fm != fm:
         raise InvalidInput(f"vFM {name!r}: in {repository} it is not on the physical FM {fm!r}")
     return folder, known
 

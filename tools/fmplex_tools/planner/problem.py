@@ -74,7 +74,7 @@ class Demand:
     target: float
     """Seconds within which 99 of 100 rows are answered."""
     alone: tuple[Asked, ...]
-    """By kind: what a private copy would."""
+    """By kind: what a private copy would; of a bundle nothing, its vFMs have copies of their own."""
     traffic: Traffic
     """Of a bundle, that of its first vFM."""
     vfms: tuple[Demand, ...] = ()
@@ -252,7 +252,7 @@ def _bundle(bare: Problem, fleet: Fleet, bundles: tuple[str, ...], vfms: Sequenc
         asked=tuple(Asked.of_all(asked) for asked in zip(*(one.asked for one in each), strict=True)),
         apart=frozenset().union(*(one.apart for one in each)),
         target=min(one.target for one in each),
-        alone=tuple(Asked.of_all(alone) for alone in zip(*(one.alone for one in each), strict=True)),
+        alone=(),
         traffic=each[0].traffic,
         vfms=each,
         bundles=bundles,

@@ -26,6 +26,8 @@ PAUSE = 0.1
 Answer = np.ndarray[Any, Any]
 Ask = Callable[[str, str], Answer]
 """vFM, text → logits."""
+TRITONS: dict[str, Any] = {"http": http, "grpc": grpc}
+"""Protocol → the module of Triton's own client."""
 Known = dict[tuple[str, int], "np.ndarray[Any, Any]"]
 """(vFM, text) → its logits."""
 
@@ -46,7 +48,7 @@ def ours(url: str, protocol: Any) -> Iterator[Ask]:
 @contextlib.contextmanager
 def theirs(url: str, protocol: str) -> Iterator[Ask]:
     """Triton's own, which asks once."""
-    module: Any = grpc if protocol == "grpc" else http
+    module = TRITONS[protocol]
     seconds: dict[str, Any] = {} if module is grpc else {"network_timeout": REQUEST_SECONDS}
 
     with module.InferenceServerClient(url, **seconds) as client:

@@ -12,14 +12,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import tritonclient.grpc
-import tritonclient.http
 from rich.progress import Progress
 
 from fmplex_tools.bench.engine.churn_client import make_texts
 from fmplex_tools.bench.engine.fleet_server import workplace
 from fmplex_tools.bench.fair.bench import Figure, Outcome
-from fmplex_tools.bench.faults.checked import CheckedLoad, Known, ours, record, theirs
+from fmplex_tools.bench.faults.checked import TRITONS, CheckedLoad, Known, ours, record, theirs
 from fmplex_tools.bench.faults.serving import serving
 from fmplex_tools.bench.fleet.deployed import Deployed, FleetRun
 from fmplex_tools.bench.fleet.scenes import KINDS, OURS, THEIRS, as_details, go_through
@@ -30,11 +28,6 @@ from fmplex_tools.serving import fetch_status
 ROUNDS = 3
 PAIRS = 300
 CLIENTS = {OURS: ours, THEIRS: theirs}
-_CLIENTS: dict[str, Callable[[str], Any]] = {
-    "http": tritonclient.http.InferenceServerClient,
-    "grpc": tritonclient.grpc.InferenceServerClient,
-}
-"""Triton's own."""
 PROTOCOLS = ("http", "grpc")
 Tell = Callable[[str], None]
 
@@ -165,7 +158,9 @@ def _price(deployed: Deployed, seconds: float, tell: Tell) -> list[Figure]:
         with contextlib.ExitStack() as opened:
             asks = {way: opened.enter_context(theirs(url, protocol)) for way, url in urls.items()}
             took = _by_turns({way: partial(ask, name, "a good day to be here") for way, ask in asks.items()})
-            looks = {way: opened.enter_context(_CLIENTS[protocol](url)) for way, url in urls.items()}
+            looks = {
+                way: opened.enter_context(TRITONS[protocol].InferenceServerClient(url)) for way, url in urls.items()
+            }
             bare = _more(_by_turns({way: partial(client.get_model_metadata, name) for way, client in looks.items()}))
         more = _more(took)
         rows: dict[str, list[float]] = {"direct": [], "door": []}
